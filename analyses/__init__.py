@@ -1,0 +1,1 @@
+"""Analyses: each takes a config dataclass and returns a frozen Result."""

@@ -1,0 +1,1 @@
+"""Streaming, reductions, models and capture: the layer between stores/kernels and analyses."""

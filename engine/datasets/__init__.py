@@ -1,0 +1,2 @@
+"""Data sets: what is captured."""
+

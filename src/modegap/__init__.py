@@ -1,0 +1,103 @@
+"""modegap: a chunked fp16 Zarr activation store and streaming analytics engine for multimodal LLMs.
+
+    import modegap as mg
+
+    model, processor = mg.load("llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="auto")
+    modes = mg.align(mg.open("llava.zarr"), text=mg.open("vicuna.zarr"))
+
+Every name below is loaded on first use: importing the package imports no torch, triton, cupy or dask.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from modegap._version import __version__
+
+if TYPE_CHECKING:
+    from modegap._facade import dataset, load, open
+    from modegap.analyses.ablate import ablate
+    from modegap.analyses.align import Modes, align
+    from modegap.analyses.probe import probe
+    from modegap.analyses.report import write_report
+    from modegap.engine.batch import ActivationBatch
+    from modegap.engine.capture import ExtractConfig, extract, record
+    from modegap.engine.datasets import Sample, batches
+    from modegap.engine.models import adopt
+    from modegap.engine.moments import ClassMoments, CrossMoments, Moments
+    from modegap.engine.reduce import reduce
+    from modegap.engine.reduction import Reduction
+    from modegap.engine.stream import stream
+    from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, verify
+
+_HOME = {
+    "ActivationBatch": "modegap.engine.batch",
+    "ActivationStore": "modegap.stores",
+    "ClassMoments": "modegap.engine.moments",
+    "CrossMoments": "modegap.engine.moments",
+    "ExtractConfig": "modegap.engine.capture",
+    "Modes": "modegap.analyses.align",
+    "Moments": "modegap.engine.moments",
+    "PointPlan": "modegap.stores",
+    "Reduction": "modegap.engine.reduction",
+    "Sample": "modegap.engine.datasets",
+    "SampleRows": "modegap.stores",
+    "StorePlan": "modegap.stores",
+    "ablate": "modegap.analyses.ablate",
+    "adopt": "modegap.engine.models",
+    "align": "modegap.analyses.align",
+    "batches": "modegap.engine.datasets",
+    "dataset": "modegap._facade",
+    "extract": "modegap.engine.capture",
+    "load": "modegap._facade",
+    "open": "modegap._facade",
+    "probe": "modegap.analyses.probe",
+    "record": "modegap.engine.capture",
+    "reduce": "modegap.engine.reduce",
+    "stream": "modegap.engine.stream",
+    "verify": "modegap.stores",
+    "write_report": "modegap.analyses.report",
+}
+
+__all__ = [
+    "ActivationBatch",
+    "ActivationStore",
+    "ClassMoments",
+    "CrossMoments",
+    "ExtractConfig",
+    "Modes",
+    "Moments",
+    "PointPlan",
+    "Reduction",
+    "Sample",
+    "SampleRows",
+    "StorePlan",
+    "__version__",
+    "ablate",
+    "adopt",
+    "align",
+    "batches",
+    "dataset",
+    "extract",
+    "load",
+    "open",
+    "probe",
+    "record",
+    "reduce",
+    "stream",
+    "verify",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'modegap' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

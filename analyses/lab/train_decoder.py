@@ -1,0 +1,79 @@
+"""Trains the text decoder on text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .corpus import captioned, document, vocabulary
+from .grammar import BOS, EOS, PAD, named_digits, words
+from .models import build_decoder
+from .stage import Plan, optimize, snap, stage_rng
+
+PLAN = Plan(steps=2400, batch=32, lr=2e-3)
+
+
+def encode(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [n, longest] of `<s> text </s>`, padded on the right."""
+    index = {word: number for number, word in enumerate(vocabulary())}
+    rows = [[index[BOS], *(index[word] for word in words(text)), index[EOS]] for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [index[PAD]] * (longest - len(row)) for row in rows])
+    return ids, (ids != index[PAD]).long()
+
+
+def text_loss(model: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Mean cross-entropy over the tokens, nats."""
+    ids, mask = encode(texts)
+    loss: torch.Tensor = model(
+        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)
+    ).loss
+    return loss
+
+
+def batches(rng: np.random.Generator, size: int, count: int = 16) -> list[list[str]]:
+    """`count` batches of documents of like length, in random order: padding falls from 60% to about 5%."""
+    drawn = sorted((document(rng) for _ in range(size * count)), key=lambda text: len(words(text)))
+    order = rng.permutation(count)
+    return [drawn[place * size : (place + 1) * size] for place in order.tolist()]
+
+
+def train_decoder(
+    values: dict[str, Any], seed: int, plan: Plan, log: Callable[[str], None]
+) -> tuple[Any, dict[str, float]]:
+    """The decoder (frozen, eval mode, weights rounded to float16) and its figures."""
+    rng = stage_rng(seed, "decoder")
+    model = build_decoder(values).train()
+
+    queue: list[list[str]] = []
+
+    def loss_of_step(_: int) -> torch.Tensor:
+        if not queue:
+            queue.extend(batches(rng, plan.batch))
+        return text_loss(model, queue.pop())
+
+    loss = optimize("decoder", model.parameters(), plan, loss_of_step, log)
+    snap(model)
+    model.eval().requires_grad_(False)
+    figures = {"training_loss": loss, **score_decoder(model, seed)}
+    return model, figures
+
+
+@torch.no_grad()
+def score_decoder(model: Any, seed: int, documents: int = 512) -> dict[str, float]:
+    """Perplexity a token on fresh documents; how often a caption gets the digit of a scene in words."""
+    rng = np.random.default_rng([seed, 1])
+    perplexity = float(torch.exp(text_loss(model, [document(rng) for _ in range(documents)])))
+    texts = [captioned(rng) for _ in range(documents)]
+    ids, mask = encode(texts)
+    predicted = model(input_ids=ids, attention_mask=mask).logits.argmax(-1)
+    names = vocabulary()
+    hits = 0
+    for row, text in enumerate(texts):
+        digit = named_digits(text)[-1]
+        place = max(int(i) for i in torch.nonzero(ids[row] == names.index(digit)))
+        hits += names[int(predicted[row, place - 1])] == digit
+    return {"perplexity": perplexity, "scene_digit_accuracy": hits / documents}

@@ -1,0 +1,63 @@
+"""Options of the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """Which probes and how they are fitted.
+
+    Attributes:
+        points: hook points; None takes every point with pooled rows.
+        labels: label columns, `lexical` for the top words of the text column; None takes every column.
+        C: inverse l2 strength of the logistic regression.
+        seeds: one stratified split and fit a seed.
+        test_fraction: share of the samples to test on.
+        max_iter: iterations of L-BFGS; None is 1000 (the paper's law: 100).
+        law: `paper` fits as the published scripts do: C = 1 / (1e-4 n_train), splits from one generator.
+        n_jobs: seeds fitted at a time, on threads.
+        retention: (from, to) hook points of the retention.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    points: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    C: float = 1.0
+    seeds: Sequence[int] = (42, 43, 44, 45, 46)
+    test_fraction: float = 0.2
+    max_iter: int | None = None
+    law: Literal["default", "paper"] = "default"
+    n_jobs: int = 1
+    retention: tuple[str, str] = ("adapter_output", "llm_final")
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.law not in ("default", "paper"):
+            raise ValueError(f"law: got {self.law!r}, expected 'default' or 'paper'")
+        if not self.C > 0:
+            raise ValueError(f"C: got {self.C}, expected more than 0")
+        if self.law == "paper" and self.C != 1.0:
+            raise ValueError(f"law='paper' fixes C = 1 / (1e-4 n_train), got C={self.C}; drop one of the two")
+        if not self.seeds:
+            raise ValueError("seeds: got none, expected at least one")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction: got {self.test_fraction}, expected a number between 0 and 1")
+        if self.n_jobs < 1:
+            raise ValueError(f"n_jobs: got {self.n_jobs}, expected at least 1")
+        if self.max_iter is not None and self.max_iter < 1:
+            raise ValueError(f"max_iter: got {self.max_iter}, expected at least 1")
+
+    @property
+    def iterations(self) -> int:
+        """The iterations L-BFGS may take."""
+        return self.max_iter or (100 if self.law == "paper" else 1000)
+
+    def strength(self, n_train: int) -> float:
+        """The C of a fit to `n_train` samples."""
+        return 1 / (1e-4 * n_train) if self.law == "paper" else self.C

@@ -1,0 +1,160 @@
+"""`probe`: what can be read linearly from pooled rows, label by label along the hook points."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modegap.analyses.result import with_options
+from modegap.engine.certificate import Certificate
+from modegap.stores import ActivationStore
+from modegap.stores.errors import StoreError, unknown_name
+
+from .config import ProbeConfig
+from .fit import fit_cell
+from .labels import Classes, LabelProblem, classes_of, first_top_word, usable
+from .outcome import Cell, ProbeResult
+
+LEXICAL = "lexical"
+_TEXTS = ("text", "transcript", "caption", "question")
+
+
+def probe(
+    store: ActivationStore | str | Path,
+    points: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    config: ProbeConfig | None = None,
+    *,
+    progress: Any = None,
+    **options: Any,
+) -> ProbeResult:
+    """Linear probes of every label at every hook point, on pooled rows.
+
+    A label that cannot be probed (one class, too few samples) leaves a message in its cells and the rest goes
+    on. One hook point's rows are held at a time, as float32 [samples, d], with one z-scored copy a running
+    seed. A store whose extraction is not finished is probed up to its first incomplete sample.
+
+    Args:
+        store: a store with pooled rows, or its path.
+        points: hook points; None takes every one with pooled rows.
+        labels: label columns; None takes all of them. `lexical` is the first top word of the text column.
+        config: options; `options` are fields of it given by name.
+        progress: called as `progress(done, total)` after every cell.
+
+    Raises:
+        ValueError: unknown options.
+        StoreError: an unknown hook point or label, or a point without pooled rows.
+    """
+    given = {"points": points, "labels": labels}
+    config = with_options(
+        config or ProbeConfig(), {**{k: v for k, v in given.items() if v is not None}, **options}
+    )
+    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    names = _points(store, config.points)
+    classes = {label: _classes(store, label) for label in _labels(store, config.labels)}
+    count = store.rows(names[0], "pooled").n_valid_rows
+    if count == 0:
+        raise StoreError("the store has no complete sample yet: resume its extraction, then probe")
+    cells: dict[tuple[str, str], Cell] = {}
+    for point in names:
+        x = store.rows(point, "pooled").read(
+            0, count, np.empty((count, store.points[point].width), np.float32)
+        )
+        for label, found in classes.items():
+            cells[point, label] = _cell(x, point, label, found, config)
+            if progress is not None:
+                progress(len(cells), len(names) * len(classes))
+    certificate = Certificate(
+        mode="float32",
+        kernel_paths={},
+        count=count,
+        width=max(store.points[point].width for point in names),
+        store_hashes={"store": store.content_hash()},
+    )
+    ordered = tuple(cells[point, label] for label in classes for point in names)
+    return ProbeResult(
+        replace(config, points=tuple(names), labels=tuple(classes)),
+        tuple(names),
+        tuple(classes),
+        ordered,
+        certificate,
+    )
+
+
+def _cell(
+    x: NDArray[np.float32],
+    point: str,
+    label: str,
+    classes: Classes,
+    config: ProbeConfig,
+) -> Cell:
+    known = replace(classes, codes=classes.codes[: len(x)])
+    try:
+        keep, codes, notes = usable(known, config.test_fraction)
+    except LabelProblem as problem:
+        return Cell(point, label, message=str(problem), notes=classes.notes)
+    scores = fit_cell(x[keep], codes, config)
+    stopped = sum(not score.converged for score in scores)
+    if stopped:
+        notes = (
+            *notes,
+            f"{stopped} of {len(scores)} fits at {point} stopped at {config.iterations} iterations",
+        )
+    counts = np.bincount(codes)
+    return Cell(
+        point, label, len(codes), len(counts), float(counts.max() / len(codes)), tuple(scores), notes=notes
+    )
+
+
+def _points(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+    pooled = [name for name, info in store.points.items() if info.rows in ("pooled", "both")]
+    for name in wanted or ():
+        if name not in store.points:
+            raise StoreError(unknown_name("hook point", name, store.points))
+        if name not in pooled:
+            raise StoreError(
+                f"{name} has token rows only, probes take pooled rows: extract with rows=pooled or rows=both"
+            )
+    if not (wanted or pooled):
+        raise StoreError("no hook point of this store has pooled rows: extract with rows=pooled or rows=both")
+    return sorted(wanted or pooled, key=_depth)
+
+
+def _depth(point: str) -> tuple[int, int]:
+    """Sort key: the order of the pipeline; points with other names come last, in the order given."""
+    hidden = re.fullmatch(r"llm_hidden_(\d+)", point)
+    if hidden:
+        return (3, int(hidden[1]))
+    known = {"encoder_output": 0, "adapter_output": 1, "text_embedding": 2, "llm_final": 4}
+    return (known.get(point, 5), 0)
+
+
+def _labels(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+    known = [name for name, column in store.labels.items() if name not in _TEXTS and column.kind != "text"]
+    if _text_column(store) is not None and LEXICAL not in store.labels:
+        known.append(LEXICAL)
+    for name in wanted or ():
+        if name not in known and name not in store.labels:
+            raise StoreError(unknown_name("label", name, known))
+    if not (wanted or known):
+        raise StoreError("this store has no labels to probe: give them in the data set when extracting")
+    return list(dict.fromkeys(wanted or known))
+
+
+def _classes(store: ActivationStore, label: str) -> Classes:
+    if label in store.labels:
+        column = store.labels[label]
+        return classes_of(column.kind, column.values)
+    text = _text_column(store)
+    assert text is not None
+    return first_top_word(store.labels[text].values)
+
+
+def _text_column(store: ActivationStore) -> str | None:
+    return next((name for name in _TEXTS if name in store.labels), None)

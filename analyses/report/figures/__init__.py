@@ -1,0 +1,11 @@
+"""The report's own figures: functions of plain rows (lists of dicts), which also compare several models.
+
+`mode_rows`, `probe_rows` and `ablation_rows` make the rows from a Result; a model's name on each row puts
+several models into one figure: `mode_spectrum(mode_rows(plain, "plain") + mode_rows(aligned, "aligned"))`.
+"""
+
+from .ablation import ablation_effect, ablation_rows
+from .modes import mode_rows, mode_spectrum
+from .probes import probe_curves, probe_rows
+
+__all__ = ["ablation_effect", "ablation_rows", "mode_rows", "mode_spectrum", "probe_curves", "probe_rows"]

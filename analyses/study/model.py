@@ -1,0 +1,79 @@
+"""One model's results, and the folder they are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modegap.analyses.ablate import AblationResult
+from modegap.analyses.align import Modes
+from modegap.analyses.probe import ProbeResult
+from modegap.analyses.report import Gallery
+from modegap.analyses.saved import load_result
+
+RESULT_SUFFIXES = (".safetensors", ".json")
+FACTS = "facts.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Study:
+    """Results of one model.
+
+    Attributes:
+        name: what tables and figures call the model.
+        modes: alignments, the first being the one that the headline quotes.
+        probes: probes along the hook points.
+        ablation: the causal ablation.
+        gallery: examples to look at.
+        facts: measured numbers to quote beside the results, name to value.
+        provenance: store name to its provenance.
+    """
+
+    name: str
+    modes: tuple[Modes, ...] = ()
+    probes: ProbeResult | None = None
+    ablation: AblationResult | None = None
+    gallery: Gallery | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def load_study(folder: str | Path) -> Study:
+    """The study of a folder: the results that `--out` put there, and its stores' provenance.
+
+    Alignments come in the order of their file names, `adapter_output` first.
+
+    Raises:
+        ValueError: no folder, no result in it, two results of a kind that a study has once, or a damaged file.
+        StoreError: a store that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; give the folder that `modegap align --out` and the others wrote to")
+    modes: list[Modes] = []
+    once: dict[str, Any] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in RESULT_SUFFIXES or file.name == FACTS or file.name.startswith("."):
+            continue
+        result = load_result(file)
+        if isinstance(result, Modes):
+            modes.append(result)
+            continue
+        kind = "ablation" if isinstance(result, AblationResult) else "probes"
+        if kind in once:
+            raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
+        once[kind] = result
+    if not modes and not once:
+        raise ValueError(f"{folder} holds no results; run `modegap align MODAL --text TEXT --out {folder}/modes.safetensors`")
+    modes.sort(key=lambda one: one.point != "adapter_output")
+    facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
+    return Study(folder.name, tuple(modes), facts=facts, provenance=_provenance(folder), **once)
+
+
+def _provenance(folder: Path) -> dict[str, Mapping[str, Any]]:
+    from modegap.stores import ActivationStore
+
+    return {path.name: ActivationStore.open(path).provenance for path in sorted(folder.glob("*.zarr"))}

@@ -1,0 +1,7 @@
+"""The engine's user-facing error."""
+
+from __future__ import annotations
+
+
+class EngineError(RuntimeError):
+    """Something the user can mend; the message is one line and names the remedy."""

@@ -1,0 +1,223 @@
+"""Finds decoder, encoder and adapter by what the modules are, not by what they are called.
+
+Module paths moved between transformers versions (`vision_tower` became `model.vision_tower`, a language model
+lost its own head), so nothing here knows a full path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modegap.engine.errors import EngineError
+
+ADAPTER_NAMES = re.compile(
+    r"projector|projection|connector|adapter|adaptor|merger|aligner|resampler|perceiver"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Module paths of a model's parts, and why each was chosen.
+
+    Attributes:
+        decoder: owns the decoder layers.
+        layers: the list of decoder layers.
+        n_layers: how many there are.
+        embedding: the input embeddings.
+        norm: the final norm; None when the decoder has none.
+        hidden_size: width of the decoder's hidden states.
+        encoder: outermost module of the modality encoder; None for a text model.
+        adapter: maps encoder rows to the decoder's width; None for a text model.
+        why: part name to the reason.
+    """
+
+    decoder: str
+    layers: str
+    n_layers: int
+    embedding: str
+    norm: str | None
+    hidden_size: int
+    encoder: str | None
+    adapter: str | None
+    why: dict[str, str]
+
+
+def read_structure(model: nn.Module) -> Structure:
+    """The parts of a causal language model, with or without a modality encoder.
+
+    Raises:
+        EngineError: no decoder stack was found.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    embedding, width = _input_embeddings(model)
+    stacks = [path for path, module in model.named_modules() if _is_stack(module)]
+    stacks = [path for path in stacks if not any(_inside(path, other) for other in stacks if other != path)]
+    decoder, why = _decoder(model, paths, embedding, stacks)
+    layers = _largest(model, [path for path in stacks if _parent(path) == decoder])
+    norm = _final_norm(model.get_submodule(decoder), layers.rpartition(".")[2])
+    reasons = {"decoder": why}
+    reasons["norm"] = (
+        "last norm of the decoder after its layers" if norm else "no final norm: the decoder's output"
+    )
+    encoder = _encoder(model, decoder, [path for path in stacks if not _inside(path, decoder)])
+    adapter = None
+    if encoder is not None:
+        reasons["encoder"] = (
+            f"largest stack of {len(_stack_in(model, encoder, stacks))} layers outside the decoder"
+        )
+        head = _output_embeddings(model)
+        adapter, reasons["adapter"] = _adapter(model, decoder, encoder, head, width, stacks)
+    return Structure(
+        decoder=decoder,
+        layers=layers,
+        n_layers=len(list(model.get_submodule(layers).children())),
+        embedding=paths[embedding],
+        norm=_join(decoder, norm) if norm else None,
+        hidden_size=width,
+        encoder=encoder if adapter is not None else None,
+        adapter=adapter,
+        why=reasons,
+    )
+
+
+def output_width(module: nn.Module) -> int | None:
+    """Width of the rows a module puts out: that of its last layer with weights; None when it has none."""
+    for leaf in reversed([part for part in module.modules() if not any(True for _ in part.children())]):
+        weight = getattr(leaf, "weight", None)
+        if weight is None:
+            continue
+        # a Linear stores [out, in]; GPT-2's Conv1D the other way round, and says so with `nf`
+        return int(getattr(leaf, "nf", weight.shape[0]))
+    return None
+
+
+def _input_embeddings(model: nn.Module) -> tuple[nn.Module, int]:
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        found = get() if get is not None else None
+    except (AttributeError, NotImplementedError):
+        found = None
+    weight = getattr(found, "weight", None)
+    if not isinstance(found, nn.Module) or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        raise EngineError(
+            f"{type(model).__name__} does not say which module embeds its tokens (get_input_embeddings); "
+            'name the hook points: points={"adapter_output": "module.path"}'
+        )
+    return found, int(weight.shape[1])
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    found = get() if get is not None else None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """A list of layers: any ModuleList of composite modules, or a Sequential of at least two of one class."""
+    parts = list(module.children())
+    composite = bool(parts) and all(any(True for _ in part.children()) for part in parts)
+    if isinstance(module, nn.Sequential):
+        return composite and len(parts) > 1 and len({type(part) for part in parts}) == 1
+    return isinstance(module, nn.ModuleList) and composite
+
+
+def _decoder(
+    model: nn.Module, paths: dict[nn.Module, str], embedding: nn.Module, stacks: list[str]
+) -> tuple[str, str]:
+    owner = _parent(paths.get(embedding, ""))
+    if any(_parent(path) == owner for path in stacks):
+        return owner, "owns the input embeddings and a stack of layers"
+    get = getattr(model, "get_decoder", None)
+    found = get() if get is not None else None
+    # get_decoder() of some classes returns a wrapper with its own head: take the stack's own parent
+    within = [path for path in stacks if found in paths and _inside(path, paths[found])]
+    if not within:
+        raise EngineError(
+            f"{type(model).__name__} has no stack of decoder layers beside its input embeddings; "
+            'name the hook points: points={"llm_final": "module.path"}'
+        )
+    return _parent(_largest(model, within)), "largest stack of layers in get_decoder()"
+
+
+def _encoder(model: nn.Module, decoder: str, stacks: list[str]) -> str | None:
+    if not stacks:
+        return None
+    path = _largest(model, stacks)
+    # climb while the parent still is beside the decoder, not above it
+    while _parent(path) != path and not _inside(decoder, _parent(path)):
+        path = _parent(path)
+    return path
+
+
+def _adapter(
+    model: nn.Module, decoder: str, encoder: str, head: nn.Module | None, width: int, stacks: list[str]
+) -> tuple[str | None, str]:
+    outside, inside = [], []
+    for path, module in model.named_modules():
+        named = bool(
+            ADAPTER_NAMES.search(path.lower()) or ADAPTER_NAMES.search(type(module).__name__.lower())
+        )
+        if path == "" or module is head or output_width(module) != width or not _has_matrix(module):
+            continue
+        if _inside(path, decoder) or _inside(decoder, path) or path == encoder or _inside(encoder, path):
+            continue
+        if _inside(path, encoder):  # Qwen2-VL's merger is a child of its encoder
+            if named and not any(_inside(path, stack) or _inside(stack, path) for stack in stacks):
+                inside.append((path, True))
+        else:
+            outside.append((path, named))
+    for found, reason in ((outside, "beside"), (inside, "a child of")):
+        top = [
+            (path, named) for path, named in found if not any(_inside(path, p) for p, _ in found if p != path)
+        ]
+        if top:
+            path = max(top, key=lambda item: (item[1], _size(model.get_submodule(item[0]))))[0]
+            return path, f"puts out the decoder's width ({width}), {reason} the encoder"
+    return None, "no module outside decoder and encoder puts out the decoder's width"
+
+
+def _final_norm(decoder: nn.Module, layers: str) -> str | None:
+    after, seen = None, False
+    for name, module in decoder.named_children():
+        seen = seen or name == layers
+        if seen and "norm" in type(module).__name__.lower() and hasattr(module, "weight"):
+            after = name
+    return after
+
+
+def _stack_in(model: nn.Module, top: str, stacks: list[str]) -> list[nn.Module]:
+    return list(model.get_submodule(_largest(model, [s for s in stacks if _inside(s, top)])).children())
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(weight.dim() >= 2 for weight in module.parameters()) and not isinstance(module, nn.Embedding)
+
+
+def _largest(model: nn.Module, paths: list[str]) -> str:
+    return max(paths, key=lambda path: _size(model.get_submodule(path)))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _inside(path: str, parent: str) -> bool:
+    return parent == "" or path == parent or path.startswith(parent + ".")
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
+
+
+def module_paths(model: nn.Module) -> Iterator[str]:
+    """Every module path of a model, the root's empty one left out."""
+    return (path for path, _ in model.named_modules() if path)

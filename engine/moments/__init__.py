@@ -1,0 +1,18 @@
+"""Streaming moments: mean, covariance, cross-covariance, class means, energy along directions."""
+
+from .classes import ClassMoments
+from .cross import CrossMoments
+from .moments import Moments
+from .projection import ProjectionEnergy
+from .result import ClassMomentsResult, CrossMomentsResult, MomentsResult, ProjectionEnergyResult
+
+__all__ = [
+    "ClassMoments",
+    "ClassMomentsResult",
+    "CrossMoments",
+    "CrossMomentsResult",
+    "Moments",
+    "MomentsResult",
+    "ProjectionEnergy",
+    "ProjectionEnergyResult",
+]

@@ -1,0 +1,51 @@
+"""Second moments about a constant: moving the constant, and turning them into a covariance.
+
+With t = sum (x - c) and G = sum (x - c)(x - c)', moving the constant by D = c - c' gives
+G' = G + D t' + t D' + n D D'. Adding two such sums taken about one constant is the pairwise update of Chan, Golub and
+LeVeque ("Algorithms for computing the sample variance", The American Statistician 37, 1983) before the means are
+subtracted; the subtraction is done once, in `finish`, in fp64.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.kernels import mirror_lower
+
+_BLOCK = 256
+
+
+def move_lower(
+    gram: torch.Tensor, source: torch.Tensor, total: torch.Tensor, count: int, delta: torch.Tensor | None
+) -> None:
+    """gram += source moved by delta, on the lower triangle, by row blocks.
+
+    Args:
+        gram: fp64 [d, d], about the constant c'.
+        source: fp64 [d, d], about c; unchanged.
+        total: fp64 [d], the source's sum of x - c.
+        count: the source's rows.
+        delta: c - c', fp64 [d], or None for 0.
+    """
+    d = len(gram)
+    for lo in range(0, d, _BLOCK):
+        hi = min(lo + _BLOCK, d)
+        rows = gram[lo:hi, :hi]
+        rows.add_(source[lo:hi, :hi].to(gram.device))
+        if delta is not None:
+            rows.addr_(delta[lo:hi], total[:hi])
+            rows.addr_(total[lo:hi] + count * delta[lo:hi], delta[:hi])
+
+
+def finish(gram: torch.Tensor, total: torch.Tensor, count: int) -> torch.Tensor:
+    """(gram - total total' / count) / (count - 1), in place and mirrored: the covariance with ddof 1."""
+    d = len(gram)
+    for lo in range(0, d, _BLOCK):
+        hi = min(lo + _BLOCK, d)
+        rows = gram[lo:hi, :hi]
+        rows.addr_(total[lo:hi], total[:hi], alpha=-1.0 / count)
+        rows.div_(count - 1)
+    # Rounding can leave a channel that hardly varies at -1e-20.
+    gram.diagonal().clamp_(min=0.0)
+    mirror_lower(gram)
+    return gram

@@ -1,0 +1,202 @@
+"""One set of rows as a reduction sees it: checks, magnitudes, the shift, staging and sums."""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.engine.batch import ActivationBatch
+from modegap.engine.errors import EngineError
+from modegap.kernels import Mode, Workspace, absmax, shift_of, stage
+
+from .blocks import Block
+
+FP16_MAX = 65504.0
+_PILOT_ROWS = 4096
+
+
+class Side:
+    """Rows of one hook point: admitted batch by batch, staged block by block.
+
+    Attributes:
+        count: rows staged (rows still waiting in a block buffer are not counted).
+        shift: fp32 [d], the constant c; None until the first block.
+        total: fp64 [d], the sum of x - c over the rows staged.
+        absmax: [d], the largest magnitude among the rows admitted, true units.
+        overflow: values beyond fp16's 65504 among the rows admitted.
+        point: hook point of the rows, "" before the first batch.
+    """
+
+    def __init__(self, mode: Mode, *, every_mean: bool = False) -> None:
+        """Rows for arithmetic `mode`; `every_mean` shifts all channels by their pilot mean, not only where it pays."""
+        self.mode: Mode = mode
+        self.every_mean = every_mean
+        self.point = ""
+        self.dtype: torch.dtype | None = None
+        self.count = 0
+        self.overflow = 0
+        self.shift: torch.Tensor | None = None
+        self.total = torch.empty(0, dtype=torch.float64)
+        self.absmax = torch.empty(0)
+
+    @property
+    def width(self) -> int:
+        """Channels; 0 before the first row."""
+        return len(self.absmax)
+
+    def admit(self, batch: ActivationBatch) -> None:
+        """`look` and `note`: nothing has changed when this raises."""
+        self.note(batch, self.look(batch))
+
+    def look(self, batch: ActivationBatch) -> torch.Tensor:
+        """Check a batch and return its magnitudes [d] as stored; changes nothing.
+
+        Raises:
+            ValueError: point, width, dtype or device differ from earlier batches.
+            EngineError: a value is NaN or infinite (point, row and sample are named).
+        """
+        x = batch.x
+        if self.dtype is not None:
+            _same("point", batch.point, self.point or batch.point)
+            _same("dtype", x.dtype, self.dtype)
+        if self.width:
+            _same("width", batch.width, self.width)
+        if self.dtype is not None:
+            _same("device", x.device, self.absmax.device)
+        peak = absmax(x)
+        largest = float(peak.amax()) if len(peak) else 0.0
+        if not largest < float("inf"):
+            raise EngineError(_not_finite(batch))
+        return peak
+
+    def note(self, batch: ActivationBatch, peak: torch.Tensor) -> None:
+        """Take the magnitudes of a batch that passed `look`."""
+        x = batch.x
+        largest = float(peak.amax()) if len(peak) else 0.0
+        self.point, self.dtype = batch.point, x.dtype
+        if self.width:
+            self.absmax = torch.maximum(self.absmax.to(x.device), peak * batch.scale)
+        else:
+            self.absmax = peak * batch.scale
+        if largest * batch.scale > FP16_MAX:
+            self.overflow += int((x.abs() > FP16_MAX / batch.scale).sum())
+
+    def stage(self, block: Block, workspace: Workspace, name: str, *, by_column: bool = True) -> torch.Tensor:
+        """The block's rows shifted and cast for the kernels [n, d]; counts them and adds them to `total`.
+
+        On the host the result is fp32 (fp64 in mode exact), a view of a transposed buffer unless `by_column` is
+        off; on a GPU fp16 rows stay fp16, since the subtraction is exact there for the channels that are shifted,
+        unless a scale is in play.
+        """
+        n, d = block.x.shape
+        device = block.x.device
+        if self.shift is None:
+            self.shift = self._pilot(block)
+        shift = self.shift = self.shift.to(device)
+        if not len(self.total):
+            self.total = torch.zeros(d, dtype=torch.float64, device=device)
+        self.total = self.total.to(device)
+        if device.type == "cpu":
+            dtype = torch.float64 if self.mode == "exact" else torch.float32
+            rows = workspace.get(name, (d, n), dtype).T if by_column else workspace.get(name, (n, d), dtype)
+        else:
+            plain = block.x.dtype is torch.float16 and all(scale == 1.0 for _, scale in block.runs)
+            narrow = torch.float16 if plain else torch.float32
+            rows = workspace.get(name, (n, d), torch.float64 if self.mode == "exact" else narrow, device)
+        for part, scale in block.parts():
+            stage(block.x[part], shift, scale, rows[part])
+        # fp32 sums of a block are pairwise, good to 1e-7 of the channel's deviation; blocks add in fp64.
+        wide = torch.float32 if rows.dtype is torch.float32 and device.type == "cpu" else torch.float64
+        self.total += rows.sum(0, dtype=wide)
+        self.count += n
+        return rows
+
+    def _pilot(self, block: Block) -> torch.Tensor:
+        values = block.x[:_PILOT_ROWS]
+        if any(scale != 1.0 for _, scale in block.runs):
+            values = values.double()
+            for part, scale in block.parts():
+                values[part] *= scale
+        if not self.every_mean:
+            return shift_of(values)
+        mean = values.mean(0, dtype=torch.float64).half().float()
+        return torch.where(mean.isfinite(), mean, torch.zeros_like(mean))
+
+    def mean(self) -> torch.Tensor:
+        """Mean of the rows staged, fp64 [d]."""
+        assert self.shift is not None
+        return self.shift.double() + self.total / self.count
+
+    def delta(self, other: Side) -> torch.Tensor | None:
+        """other's shift minus this one's, fp64 [d] (None where equal); adopts other's where this has none."""
+        if self.width and other.width:
+            _same("width", other.width, self.width)
+        if other.shift is None:
+            return None
+        if self.shift is None:
+            self.shift = other.shift.clone()
+        self.shift = self.shift.to(other.shift.device)
+        delta = other.shift.double() - self.shift.double()
+        return delta if bool(delta.any()) else None
+
+    def add(self, other: Side, delta: torch.Tensor | None) -> None:
+        """Add another side's rows, given `delta(other)`."""
+        if other.width:
+            self.absmax = torch.maximum(self.absmax, other.absmax) if self.width else other.absmax.clone()
+            self.point, self.dtype = self.point or other.point, self.dtype or other.dtype
+        self.overflow += other.overflow
+        if other.count:
+            moved = other.total if delta is None else other.total + other.count * delta
+            self.total = self.total + moved if len(self.total) else moved.clone()
+            self.count += other.count
+
+    def to(self, device: torch.device) -> Side:
+        """This side with its tensors on `device` (self where they are there already)."""
+        if self.total.device == device or not self.width:
+            return self
+        moved = self.fresh()
+        moved.load_state_dict({name: t.to(device) for name, t in self.state_dict().items()})
+        moved.point, moved.dtype = self.point, self.dtype
+        return moved
+
+    def fresh(self) -> Side:
+        """A side that has seen nothing, with this one's shift where it is known."""
+        new = Side(self.mode, every_mean=self.every_mean)
+        if self.shift is not None:
+            new.shift = self.shift.clone()
+        return new
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything seen, as tensors."""
+        return {
+            "count": torch.tensor(self.count),
+            "overflow": torch.tensor(self.overflow),
+            "shift": torch.empty(0) if self.shift is None else self.shift,
+            "total": self.total,
+            "absmax": self.absmax,
+        }
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from a `state_dict`."""
+        self.count, self.overflow = int(state["count"]), int(state["overflow"])
+        self.shift = state["shift"].clone() if len(state["shift"]) else None
+        self.total, self.absmax = state["total"].clone(), state["absmax"].clone()
+        self.point, self.dtype = "", None
+
+
+def _same(name: str, got: object, expected: object) -> None:
+    if got != expected:
+        raise ValueError(
+            f"{name}: got {got}, expected {expected} as in the rows before; use one reduction for each"
+        )
+
+
+def _not_finite(batch: ActivationBatch) -> str:
+    bad = torch.nonzero(~batch.x.isfinite().all(dim=1))
+    index = int(bad[0])
+    channel = int(torch.nonzero(~batch.x[index].isfinite())[0])
+    value = float(batch.x[index, channel])
+    sample = "" if batch.sample is None else f" (sample {int(batch.sample[index])})"
+    return (
+        f"{batch.point}: row {batch.global_row(index)}{sample} holds {value} in channel {channel}; "
+        "re-extract that sample or leave it out (samples=...)"
+    )

@@ -1,0 +1,143 @@
+"""One pass of a store's rows through a reduction."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import torch
+
+from .batch import ActivationBatch, PairedBatch
+from .checkpoint import Checkpoint
+from .reduction import Reduction
+from .stream import Kind, Progress, rows_of, stream, stream_pairs
+
+if TYPE_CHECKING:
+    from modegap.stores import ActivationStore
+
+R = TypeVar("R")
+
+
+def reduce(
+    store: ActivationStore,
+    point: str,
+    reduction: Reduction[ActivationBatch, R],
+    *,
+    kind: Kind | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    batch_rows: int | None = None,
+    prefetch: int = 2,
+    select: str | Sequence[str] | None = None,
+    samples: Sequence[int] | np.ndarray | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> R:
+    """Stream a point's rows through `reduction` and finalize it.
+
+    Where the result (or an element of a tuple of results) carries a Certificate, the store's content hash is added.
+
+    Args:
+        store: the store.
+        point: hook point.
+        reduction: a Reduction; it is spent afterwards.
+        kind: "tokens" or "pooled"; None takes token rows where the store has them.
+        device: where rows are put and the reduction computes; None is the host.
+        progress: called as progress(rows, rows in all, bytes).
+        start: first row, as in `stream`, and so are stop, batch_rows, prefetch, select and samples.
+        checkpoint: a file that holds the state while the pass runs. It is replaced atomically about every
+            `checkpoint_seconds`, continued from if it exists, and removed at the end.
+        checkpoint_seconds: see above.
+
+    Raises:
+        StoreError: as `stream`.
+        EngineError: as the reduction, or the checkpoint is of another pass.
+        ValueError: bad arguments.
+    """
+    rows, kind = rows_of(store, point, kind)
+    stop = rows.n_valid_rows if stop is None else stop
+    saved = None
+    if checkpoint is not None:
+        facts = {
+            "store": store.plan_hash,
+            "point": point,
+            "kind": kind,
+            "rows": f"{start}:{stop}",
+            "select": repr(select if select is None or isinstance(select, str) else tuple(select)),
+            "samples": "all" if samples is None else np.asarray(samples).tobytes().hex(),
+            "reduction": type(reduction).__qualname__,
+        }
+        saved = Checkpoint(Path(checkpoint), facts, checkpoint_seconds)
+        start = saved.resume(reduction, start)
+    batches = stream(
+        store,
+        point,
+        kind=kind,
+        batch_rows=batch_rows,
+        start=start,
+        stop=stop,
+        prefetch=prefetch,
+        device=device,
+        select=select,
+        samples=samples,
+        progress=progress,
+    )
+    return _run(batches, reduction, saved, store)
+
+
+def reduce_pairs(
+    store: ActivationStore,
+    points: tuple[str, str],
+    reduction: Reduction[PairedBatch, R],
+    *,
+    other: ActivationStore | None = None,
+    **options: Any,
+) -> R:
+    """Stream the same rows at two points through `reduction` (such as CrossMoments) and finalize it.
+
+    Args:
+        store: store of the first point, and of the second unless `other` is given.
+        points: (point of x, point of y).
+        reduction: a Reduction over PairedBatch.
+        other: store of the second point.
+        **options: of `stream_pairs`.
+
+    Raises:
+        As `stream_pairs` and the reduction.
+    """
+    return _run(stream_pairs(store, points, other=other, **options), reduction, None, store, other)
+
+
+def _run(
+    batches: Iterator[Any],
+    reduction: Reduction[Any, R],
+    saved: Checkpoint | None,
+    *stores: ActivationStore | None,
+) -> R:
+    with closing(cast("Any", batches)):
+        for batch in batches:
+            reduction.update(batch)
+            if saved is not None and saved.due(time.monotonic()):
+                saved.save(reduction, batch.end)
+    result = reduction.finalize()
+    names = ("store", "other")
+    hashes = {name: s.content_hash() for name, s in zip(names, stores, strict=False) if s is not None}
+    if saved is not None:
+        saved.remove()
+    return cast("R", _certified(result, hashes))
+
+
+def _certified(result: Any, hashes: dict[str, str]) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_certified(part, hashes) for part in result)
+    certificate = getattr(result, "certificate", None)
+    if certificate is None or not dataclasses.is_dataclass(result) or isinstance(result, type):
+        return result
+    return dataclasses.replace(result, certificate=dataclasses.replace(certificate, store_hashes=hashes))

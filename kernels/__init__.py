@@ -1,0 +1,39 @@
+"""Numerical operations: torch tensors in and out; no input/output, no models.
+
+Each operation is a folder with its oracle and its paths; `dispatch` says which one ran. Importing this package
+imports torch; Triton and CuPy only at the first call with a CUDA tensor.
+"""
+
+from __future__ import annotations
+
+from .ablate import ablate
+from .absmax import absmax
+from .covariance import covariance_update, mirror_lower
+from .cross import cross_update
+from .dispatch import KernelPath, Mode, last_path, paths, register
+from .gradient_norms import gradient_norms
+from .masked_mean import masked_mean
+from .projection_energy import projection_energy
+from .rayleigh import rayleigh
+from .stage import shift_of, stage
+from .workspace import Workspace
+
+__all__ = [
+    "KernelPath",
+    "Mode",
+    "Workspace",
+    "ablate",
+    "absmax",
+    "covariance_update",
+    "cross_update",
+    "gradient_norms",
+    "last_path",
+    "masked_mean",
+    "mirror_lower",
+    "paths",
+    "projection_energy",
+    "rayleigh",
+    "register",
+    "shift_of",
+    "stage",
+]

@@ -1,0 +1,39 @@
+"""Mean over the positions that a mask keeps: `masked_mean`."""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.kernels.check import floating, same_device
+from modegap.kernels.dispatch import run
+
+from . import cpu, reference  # noqa: F401  (they register themselves)
+
+__all__ = ["masked_mean"]
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """m_b = mean of x[b, t] over the t with mask[b, t].
+
+    Args:
+        x: [B, T, d], any floating dtype. Positions outside the mask are not read, so padding may hold anything.
+        mask: bool [B, T].
+
+    Returns:
+        fp32 [B, d]; sums are taken in fp32 or better.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not agree, or a mask row is empty (the row is named).
+    """
+    floating("x", x)
+    if x.dim() != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, T, d]")
+    if mask.dtype is not torch.bool or mask.shape != x.shape[:2]:
+        got = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"mask: got {got}, expected bool {tuple(x.shape[:2])}")
+    same_device(x=x, mask=mask)
+    empty = torch.nonzero(~mask.any(dim=1))
+    if empty.numel():
+        raise ValueError(f"mask: row {int(empty[0])} keeps no position, so it has no mean")
+    result: torch.Tensor = run("masked_mean", __name__, x, mask)[0]
+    return result

@@ -1,0 +1,37 @@
+"""Quadratic forms along given directions: `rayleigh`."""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.kernels.check import floating, matrix, same_device
+from modegap.kernels.dispatch import run
+
+from . import reference  # noqa: F401  (it registers itself)
+
+__all__ = ["rayleigh"]
+
+
+def rayleigh(U: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+    """r_k = u_k' S u_k.
+
+    Args:
+        U: [d, K] directions as columns; any floating dtype, need not be orthonormal or of unit length.
+        S: [d, d], any floating dtype.
+
+    Returns:
+        fp64 [K] on U's device.
+
+    The product runs in fp64 on every device: at d = 4096 the library's fp64 GEMM is within its goal on the host and
+    on a GPU, so there is no further path. Flops: 2 d^2 K. Memory beyond the arguments: d x 512 fp64.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not agree.
+    """
+    matrix("U", U)
+    floating("U", U)
+    matrix("S", S, rows=U.shape[0], width=U.shape[0])
+    floating("S", S)
+    same_device(U=U, S=S)
+    result: torch.Tensor = run("rayleigh", __name__, U, S)[0]
+    return result

@@ -1,0 +1,68 @@
+"""Shift and cast of rows before a Gram update: `shift_of`, `stage`."""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.kernels.check import floating, matrix
+from modegap.kernels.dispatch import run
+
+from . import cpu, reference  # noqa: F401  (they register themselves)
+
+__all__ = ["shift_of", "stage"]
+
+
+def shift_of(pilot: torch.Tensor) -> torch.Tensor:
+    """c_j = fp16(mean_j) where |mean_j| > 3 std_j, else 0, over the rows of a pilot.
+
+    An uncentred Gram matrix loses a factor 1 + (mean/std)^2 of its precision; subtracting a constant close to the
+    mean gives it back, and the constant is an fp16 number so that for c/2 <= x <= 2c the subtraction of an fp16 x is
+    exact even in fp16 (Sterbenz, Floating-Point Computation, 1974). Below 3 std the loss is under a digit and is not
+    worth a subtraction.
+
+    Args:
+        pilot: [n, d], floating, true values (scale applied); n >= 0.
+
+    Returns:
+        fp32 [d] on the pilot's device; 0 where the pilot has fewer than two rows, or where the mean exceeds fp16.
+
+    Raises:
+        ValueError: the pilot is not a floating matrix.
+    """
+    matrix("pilot", pilot)
+    floating("pilot", pilot)
+    result: torch.Tensor = run("shift_of", __name__, pilot)[0]
+    return result
+
+
+def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """out[:n] = x * scale - shift, with the cast to `out`'s dtype in the same pass.
+
+    Args:
+        x: [n, d] stored values, fp16, bf16, fp32 or fp64.
+        shift: fp32 [d], in true units (after the scale).
+        scale: a power of two; true value = stored value * scale, exact in fp32 and fp64.
+        out: [>= n, d] on x's device. fp32 (precise) or fp64 (exact) on the host; rows may be strided, and
+            the fast layout for the covariance kernel is a transposed buffer: `torch.empty(d, n).T`.
+
+    Bytes: reads x once, writes out once (host: 2 + 4 bytes a value, by cache-sized row blocks).
+
+    Raises:
+        ValueError: widths, devices or dtypes disagree, out is too short, or scale is not a power of two.
+    """
+    matrix("x", x)
+    floating("x", x)
+    matrix("out", out, width=x.shape[1])
+    floating("out", out)
+    if tuple(shift.shape) != (x.shape[1],):
+        raise ValueError(f"shift: got shape {tuple(shift.shape)}, expected ({x.shape[1]},)")
+    if out.shape[0] < x.shape[0]:
+        raise ValueError(f"out: got {out.shape[0]} rows, expected at least {x.shape[0]}")
+    if x.device != out.device or x.device != shift.device:
+        raise ValueError(
+            f"x, shift and out: got {x.device}, {shift.device}, {out.device}, expected one device"
+        )
+    mantissa, _ = torch.frexp(torch.tensor(scale, dtype=torch.float64))
+    if float(mantissa) != 0.5:
+        raise ValueError(f"scale: got {scale}, expected a power of two")
+    run("stage", __name__, x, shift, scale, out)

@@ -1,0 +1,32 @@
+"""The oracle of `shift_of` and `stage`: their formulas in fp64."""
+
+from __future__ import annotations
+
+import torch
+
+from modegap.kernels.dispatch import register
+
+RATIO = 3.0
+"""|mean| / std above which a channel is shifted."""
+
+
+def _always(*_: object) -> str:
+    return "oracle, fp64"
+
+
+@register("shift_of", "reference", supports=_always)
+def shift_of(pilot: torch.Tensor) -> torch.Tensor:
+    """c = fp16(mean) where |mean| > 3 std, else 0; fp32 [d]."""
+    n, d = pilot.shape
+    if n < 2:
+        return torch.zeros(d, dtype=torch.float32, device=pilot.device)
+    std, mean = torch.std_mean(pilot.double(), dim=0)
+    shift = mean.half().float()
+    use = (mean.abs() > RATIO * std) & shift.isfinite()
+    return torch.where(use, shift, torch.zeros_like(shift))
+
+
+@register("stage", "reference", supports=_always)
+def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """out[:n] = x * scale - shift, rounded once."""
+    out[: x.shape[0]] = (x.double() * scale - shift.double()).to(out.dtype)

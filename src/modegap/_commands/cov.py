@@ -1,0 +1,90 @@
+"""`modegap cov STORE POINT`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modegap.analyses.table import Column, Table
+
+from .output import Output
+
+if TYPE_CHECKING:
+    from modegap._console import Console
+    from modegap.engine.moments import MomentsResult
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What is reduced, and how.
+
+    Attributes:
+        store: folder of the store.
+        point: hook point.
+        rows: `tokens` or `pooled`; token rows where the store has them unless given.
+        mode: `precise` (fp32 products, fp64 sums), `exact` (fp64 throughout) or `fast`.
+        device: where the covariance is accumulated, for example `cuda`; the host unless given.
+        out: safetensors file for mean and covariance (fp64); nothing is written unless given.
+        checkpoint: file that holds the state while the pass runs, so that a killed pass goes on.
+    """
+
+    store: str
+    point: str
+    rows: Literal["tokens", "pooled"] | None = None
+    mode: Literal["precise", "exact", "fast"] = "precise"
+    device: str | None = None
+    out: str | None = None
+    checkpoint: str | None = None
+
+
+CONFIGS = (Config,)
+
+
+def run(config: Config, console: Console) -> Output:
+    """Count, mean and covariance of a hook point's rows, with their certificate."""
+    from modegap.engine.moments import Moments
+    from modegap.engine.reduce import reduce
+    from modegap.stores import ActivationStore
+
+    with console.progress("covariance") as advance:
+        found = reduce(
+            ActivationStore.open(config.store),
+            config.point,
+            Moments(mode=config.mode),
+            kind=config.rows,
+            device=config.device,
+            checkpoint=config.checkpoint,
+            progress=advance,
+        )
+    if config.out is not None:
+        _save(found, Path(config.out))
+    facts: dict[str, Any] = {
+        "rows": found.count,
+        "width": found.width,
+        "total variance": float(found.covariance.diagonal().sum()),
+        "largest channel std": float(found.std.max()),
+        "largest absolute value": float(found.absmax.max()),
+    }
+    notes = [
+        f"{found.certificate.mode}, audit error {found.audit_error:.2g}, n/d {found.count / found.width:.3g}, "
+        f"{found.overflow_count} values beyond fp16",
+    ]
+    if config.out is not None:
+        notes.append(f"mean and covariance: {config.out}")
+    table = Table(f"{config.store}: {config.point}", ["", Column("value", format=".6g")], list(facts.items()), notes)
+    return Output([table], {**facts, "out": config.out, "certificate": found.certificate.to_json()})
+
+
+def _save(found: MomentsResult, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({"mean": found.mean.cpu(), "covariance": found.covariance.cpu().contiguous()}, temporary,
+                  metadata={"count": str(found.count)})  # fmt: skip
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

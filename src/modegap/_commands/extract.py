@@ -1,0 +1,39 @@
+"""`modegap extract MODEL DATASET STORE --points ...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modegap.engine.capture.config import ExtractConfig as Config
+
+from . import info
+from .output import Output
+
+if TYPE_CHECKING:
+    from modegap._console import Console
+
+CONFIGS = (Config,)
+
+
+def run(config: Config, console: Console) -> Output:
+    """Capture into the store, going on where an earlier run was stopped; shows what the store then holds."""
+    from modegap._facade import dataset, load
+    from modegap.engine.capture import extract
+
+    data = dataset(config.dataset)
+    loaded = load(
+        config.model,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        points=config.module,
+    )
+    with console.progress("capture", unit="samples") as advance:
+        store = extract(
+            config,
+            model=loaded,
+            data=data,
+            progress=lambda phase, done, total: advance(done, total, label=phase),
+        )
+    return info.run(info.Config(str(store.path)), console)

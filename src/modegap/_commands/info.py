@@ -1,0 +1,67 @@
+"""`modegap info STORE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modegap.analyses.table import Column, Table
+from modegap.stores import ActivationStore, StoreInfo
+from modegap.stores import info as describe
+
+from .output import Output, size
+
+if TYPE_CHECKING:
+    from modegap._console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to describe.
+
+    Attributes:
+        store: folder of the store.
+    """
+
+    store: str
+
+
+CONFIGS = (Config,)
+
+
+def run(config: Config, console: Console) -> Output:
+    """Shapes, bytes, provenance and labels of a store."""
+    found = describe(ActivationStore.open(config.store))
+    return Output([_arrays(found), _labels(found), _origin(found)], found.to_json())
+
+
+def _arrays(found: StoreInfo) -> Table:
+    columns = ["point", "rows of", "stored", "of", Column("width"), "dtype", "chunks", Column("absmax", format=".4g"),
+               "overflow"]
+    rows = [
+        (a.point, a.kind, a.rows_committed, a.shape[0], a.shape[1], a.dtype,
+         f"{a.chunks_committed}/{a.chunks}", a.absmax, a.overflow)
+        for a in found.arrays
+    ]
+    notes = [
+        f"{found.complete_samples} of {found.samples} samples complete",
+        f"{size(found.bytes_on_disk)} on disk; the same rows as float32 take {found.ratio:.2f} times that",
+        f"schema version {found.schema_version}, plan {found.plan_hash[:12]}, content {found.content_hash[:12]}",
+    ]
+    return Table(found.path, columns, rows, notes)
+
+
+def _labels(found: StoreInfo) -> Table:
+    rows = [(name, one.kind, one.categories or None, one.missing) for name, one in found.labels.items()]
+    return Table("labels", ["name", "kind", "categories", "missing"], rows)
+
+
+def _origin(found: StoreInfo) -> Table:
+    rows = [(key, _short(value)) for key, value in found.provenance.items()]
+    return Table("provenance", ["key", "value"], rows)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

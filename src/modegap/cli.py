@@ -1,0 +1,163 @@
+"""The command line: one dataclass config per command, behind both flags and YAML.
+
+A command is a module of `modegap._commands` with the dataclasses `CONFIGS` and `run(*configs, console)`. Only the
+module of the command that was asked for is imported, so that `modegap info` needs no torch. Exit codes:
+0 done, 1 failed (one line, no traceback; MODEGAP_TRACEBACK=1 shows it), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modegap._console import Console
+from modegap._names import did_you_mean
+from modegap._version import __version__
+
+COMMANDS = {
+    "demo": "run the main job on the built-in lab and write its report",
+    "inspect": "show a model's hook points and how they were found",
+    "extract": "capture a model's hidden states over a data set into a store",
+    "info": "what a store holds: shape, bytes, provenance, labels",
+    "verify": "check a store's chunks against their checksums",
+    "repair": "withdraw damaged chunks, so that extraction rewrites only them",
+    "cov": "stream a hook point's mean and covariance",
+    "align": "modes of a modal store and their alignment with a text store",
+    "ablate": "remove modes at the adapter and measure the change of the decoder's loss",
+    "probe": "linear probes of every label along the hook points",
+    "report": "one self-contained HTML file from saved results",
+}
+
+
+def overview() -> str:
+    """The text of `modegap --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: modegap COMMAND [OPTIONS]\n\n"
+        "A chunked fp16 Zarr activation store and streaming analytics engine for multimodal LLMs.\n\n"
+        f"commands:\n{rows}\n\n"
+        "`modegap COMMAND --help` lists a command's options; each can also be given in a YAML file: --config FILE.\n"
+        "All commands take --json (one JSON object on stdout) and --quiet (no progress bars)."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (0 done, 1 failed, 2 bad usage)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in {"-h", "--help", "help"}:
+        print(overview())
+        return 0 if args else 2
+    if args[0] in {"-V", "--version"}:
+        print(f"modegap {__version__}")
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        print(f"modegap: error: no command {name!r}{hint}; see modegap --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"modegap._commands.{name}")
+    try:
+        configs, as_json, quiet = _parse(name, module.CONFIGS, rest)
+    except SystemExit as stop:  # argparse has printed the usage or the help
+        return stop.code if isinstance(stop.code, int) else 2
+    return _guarded(module, configs, as_json=as_json, quiet=quiet)
+
+
+def _parse(name: str, configs: Sequence[type], args: list[str]) -> tuple[list[Any], bool, bool]:
+    from jsonargparse import ArgumentParser
+
+    hints = {field: hint for config in configs for field, hint in typing.get_type_hints(config).items()}
+    parser = ArgumentParser(prog=f"modegap {name}", description=COMMANDS[name], exit_on_error=True)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    for config in configs:
+        # A required list cannot be a positional argument: where would it end?
+        required = {f.name for f in _required(config) if _is_list(hints[f.name])}
+        parser.add_class_arguments(config, as_group=False, as_positional=True, skip=required)
+        for field in sorted(required):
+            parser.add_argument(f"--{field}", type=list[str], required=True, help="names, after commas or spaces")
+    values = vars(parser.instantiate_classes(parser.parse_args(_plain(args, hints))))
+    values |= {key: tuple(item) for key, item in values.items() if isinstance(item, list)}
+    filled = [config(**{f.name: values[f.name] for f in dataclasses.fields(config)}) for config in configs]
+    return filled, values["json"], values["quiet"]
+
+
+def _required(config: type) -> list[dataclasses.Field[Any]]:
+    missing = dataclasses.MISSING
+    return [f for f in dataclasses.fields(config) if f.default is missing and f.default_factory is missing]
+
+
+def _is_list(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_list(arg) for arg in typing.get_args(hint))
+    return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def _plain(args: list[str], hints: Mapping[str, Any]) -> list[str]:
+    """Flags as the parser takes them: `--as-text` for `--as_text=true`, `--points a b` or `a,b` for a YAML list."""
+    out: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        flag, equals, value = arg.partition("=")
+        field = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or field not in hints:
+            out.append(arg)
+            continue
+        taken = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--") and (not taken or _is_list(hints[field])):
+            if hints[field] is bool and rest[0].lower() not in {"true", "false"}:
+                break
+            taken.append(rest.pop(0))
+        if hints[field] is bool:
+            out.append(f"--{field}={taken[0] if taken else 'true'}")
+        elif _is_list(hints[field]) and not (taken and taken[0].startswith("[")):
+            out.append(f"--{field}={json.dumps([name for word in taken for name in word.split(',') if name])}")
+        else:
+            out += [f"--{field}={taken[0]}"] if taken else [f"--{field}"]
+    return out
+
+
+def _guarded(module: Any, configs: Sequence[Any], *, as_json: bool, quiet: bool) -> int:
+    """Run a command; a user's mistake becomes one line that names the remedy."""
+    console = Console(quiet=quiet or as_json)
+    try:
+        result = module.run(*configs, console)
+    except KeyboardInterrupt:
+        print("modegap: interrupted; what was committed is kept, run the command again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("MODEGAP_TRACEBACK") or not _is_expected(error):
+            raise
+        print(f"modegap: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    else:
+        console.show(result)
+    return int(getattr(result, "exit_code", 0))
+
+
+def _is_expected(error: Exception) -> bool:
+    """Errors whose message was written for the user; anything else is a defect and keeps its traceback."""
+    from modegap.engine.errors import EngineError
+    from modegap.stores.errors import StoreError
+
+    return isinstance(error, StoreError | EngineError | ValueError | OSError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split())

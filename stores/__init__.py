@@ -1,0 +1,41 @@
+"""The activation store: a versioned Zarr v3 layout, a writer that survives being killed, a checked reader."""
+
+from .buffers import aligned_empty
+from .commits import CommitRecord
+from .errors import DamagedChunkError, NotCommittedError, StoreBusyError, StoreError
+from .labels import LabelColumn
+from .layout import SCHEMA_VERSION
+from .origin import provenance
+from .plan import PointInfo, PointPlan, StorePlan
+from .rows import RowArray
+from .store import ActivationStore
+from .summary import ArrayInfo, LabelInfo, StoreInfo, info
+from .verification import Damage, VerifyReport, repair, verify
+from .writer import SampleRows, Writer
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ActivationStore",
+    "ArrayInfo",
+    "CommitRecord",
+    "Damage",
+    "DamagedChunkError",
+    "LabelColumn",
+    "LabelInfo",
+    "NotCommittedError",
+    "PointInfo",
+    "PointPlan",
+    "RowArray",
+    "SampleRows",
+    "StoreBusyError",
+    "StoreError",
+    "StoreInfo",
+    "StorePlan",
+    "VerifyReport",
+    "Writer",
+    "aligned_empty",
+    "info",
+    "provenance",
+    "repair",
+    "verify",
+]

@@ -1,0 +1,152 @@
+"""Where everything of a store is: the arrays behind the points and streams of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import StoreError
+from .labels import label_files, starts_of
+from .origin import canonical_json
+from .plan import PROFILE, PointInfo, StorePlan, plan_hash
+from .zarrjson import METADATA, ArraySpec, array_json, column_files, group_json, read_metadata
+
+SCHEMA_VERSION = 1
+_FORMAT = "modegap activation store"
+
+ArrayKind = Literal["tokens", "pooled", "ids", "modality"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """A chunked array of the store: `owner` is its point (or its stream, for ids and modality)."""
+
+    owner: str
+    kind: ArrayKind
+    spec: ArraySpec
+    stream: str | None
+
+    def sample_rows(self, starts: Mapping[str, np.ndarray], n_samples: int) -> np.ndarray:
+        """Return int64 [samples + 1]: the first row of each sample, then the number of rows."""
+        if self.stream is None:
+            return np.arange(n_samples + 1)
+        return np.append(starts[self.stream], self.spec.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the root `zarr.json` says: schema version 1, plan, provenance."""
+
+    plan: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    plan_hash: str
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of the plan, stored or not."""
+        return int(self.plan["n_samples"])
+
+    def points(self) -> dict[str, PointInfo]:
+        """Return the points by name."""
+        return {name: PointInfo(name=name, **fields) for name, fields in self.plan["points"].items()}
+
+    def arrays(self) -> list[StoredArray]:
+        """Return every chunked array: rows of each point, then the columns of each stream."""
+        found = []
+        for name, info in self.points().items():
+            if info.rows != "pooled":
+                spec = ArraySpec(
+                    f"points/{name}/rows", (info.n_rows, info.width), info.dtype, info.chunk_rows
+                )
+                found.append(StoredArray(name, "tokens", spec, info.stream))
+            if info.rows != "tokens":
+                shape = (self.n_samples, info.width)
+                spec = ArraySpec(f"pooled/{name}/rows", shape, info.dtype, info.pooled_chunk_rows)
+                found.append(StoredArray(name, "pooled", spec, None))
+        for name, stream in self.plan["streams"].items():
+            shape1 = (stream["n_rows"],)
+            ids = ArraySpec(f"tokens/{name}/ids", shape1, "int32", stream["chunk_rows"])
+            modality = ArraySpec(f"tokens/{name}/modality", shape1, "uint8", stream["chunk_rows"])
+            found += [StoredArray(name, "ids", ids, name), StoredArray(name, "modality", modality, name)]
+        return found
+
+
+def make_header(plan: StorePlan) -> Header:
+    """Return the header of a new store."""
+    described = plan.describe()
+    provenance = dict(plan.provenance)
+    return Header(described, provenance, plan_hash(described, provenance))
+
+
+def read_header(root: Path) -> Header:
+    """Return the header of the store at `root`.
+
+    Raises:
+        StoreError: nothing there, not a store of this format, a newer schema, or a damaged header.
+    """
+    if not root.exists():
+        raise StoreError(f"no store at {root}: check the path, or make one with `modegap extract`")
+    if not (root / METADATA).is_file():
+        raise StoreError(f"{root} is not an activation store (no {METADATA} in it): check the path")
+    attributes = read_metadata(root).get("attributes", {})
+    if attributes.get("format") != _FORMAT:
+        raise StoreError(f"{root} holds other Zarr data, not an activation store: check the path")
+    version, profile = attributes.get("schema_version"), attributes.get("profile")
+    if version != SCHEMA_VERSION or profile != PROFILE:
+        raise StoreError(
+            f"{root} has schema version {version}, profile {profile!r}; this modegap reads version "
+            f"{SCHEMA_VERSION}, profile {PROFILE!r}: upgrade modegap (pip install -U modegap)"
+        )
+    try:
+        header = Header(attributes["plan"], attributes["provenance"], attributes["plan_hash"])
+    except KeyError as error:
+        message = f"{root / METADATA} lacks the attribute {error}: restore the file from a copy"
+        raise StoreError(message) from None
+    if plan_hash(header.plan, header.provenance) != header.plan_hash:
+        raise StoreError(
+            f"the plan in {root / METADATA} does not match its hash: restore the file from a copy"
+        )
+    return header
+
+
+def skeleton(plan: StorePlan, header: Header) -> Iterator[tuple[str, bytes]]:
+    """Yield the (relative file, content) pairs of a store without rows: metadata, ids, labels, row ranges."""
+    attributes = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "profile": PROFILE,
+        "plan_hash": header.plan_hash,
+        "provenance": header.provenance,
+        "plan": header.plan,
+    }
+    canonical_json(attributes)
+    yield METADATA, group_json(attributes)
+    arrays = header.arrays()
+    groups = {"samples", *(part for array in arrays for part in _groups_above(array.spec.path))}
+    for group in sorted(groups):
+        yield f"{group}/{METADATA}", group_json()
+    for array in arrays:
+        notes = {"committed": f"_commit/{array.spec.path}/<chunk>.json"}
+        if array.kind in ("tokens", "pooled"):
+            notes["true_value"] = "stored value * 2**exponent of the chunk's commit record"
+        yield f"{array.spec.path}/{METADATA}", array_json(array.spec, notes)
+    lengths = plan.streams()
+    for name, info in header.points().items():
+        if info.stream is not None:
+            yield from column_files(f"points/{name}/start", starts_of(lengths[info.stream]), {})
+            yield from column_files(f"points/{name}/length", lengths[info.stream], {})
+    encoded = np.array([sample.encode() for sample in plan.sample_ids])
+    fixed = encoded.view(np.uint8).reshape(len(encoded), -1)
+    yield from column_files("samples/id", fixed, {"encoding": "UTF-8, padded with zeros"})
+    for name, column in plan.columns().items():
+        yield from label_files(name, column)
+
+
+def _groups_above(path: str) -> Iterator[str]:
+    parts = path.split("/")
+    for depth in range(1, len(parts)):
+        yield "/".join(parts[:depth])

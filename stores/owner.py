@@ -1,0 +1,116 @@
+"""Who writes which samples: one live writer a range, by records created exclusively in `_owner`.
+
+A record names host, process and the process's start time. The record of a process that is gone from this host
+(killed, say) is stale and is taken over; one from another host is trusted, since it cannot be checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .durable import create_file
+from .errors import StoreBusyError
+from .zarrjson import METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A writer's claim on samples `first` to `last` (exclusive)."""
+
+    first: int
+    last: int
+    host: str
+    pid: int
+    started: str
+
+    @property
+    def alive(self) -> bool:
+        """False only if the process is known to be gone: it ran on this host, its pid is free or reused."""
+        return self.host != socket.gethostname() or _started(self.pid) == self.started
+
+
+def _started(pid: int) -> str | None:
+    """Return the boot and start time of a process (its pid alone may be reused), or None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return _running(pid)
+    # Fields are counted after the command name, which may itself hold spaces and parentheses.
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else f"{boot}/{fields[18]}"
+
+
+def _running(pid: int) -> str | None:
+    """Return "running" for a process of a system without /proc, None if there is no such process."""
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return "running"
+    return "running"
+
+
+@contextlib.contextmanager
+def _exclusively(root: Path) -> Iterator[None]:
+    """Hold the store's lock, so that two processes cannot both take over a stale record."""
+    descriptor = os.open(root / METADATA, os.O_RDWR)
+    try:
+        # Some network file systems have no locks; there the exclusive creation of the record must do.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def claim(root: Path, first: int, last: int) -> Path:
+    """Claim samples `first` to `last` of the store at `root` and return the file of the record.
+
+    Raises:
+        StoreBusyError: a live writer owns some of them; the message names it.
+        OSError: the store cannot be written.
+    """
+    folder = root / "_owner"
+    mine = Owner(first, last, socket.gethostname(), os.getpid(), _started(os.getpid()) or "")
+    with _exclusively(root):
+        folder.mkdir(exist_ok=True)
+        for file in sorted(folder.glob("*.json")):
+            try:
+                theirs = Owner(**json.loads(file.read_bytes()))
+            except (ValueError, TypeError):
+                raise StoreBusyError(f"{file} is damaged: delete it once no writer is running") from None
+            if not theirs.alive:
+                file.unlink()
+            elif theirs.first < last and first < theirs.last:
+                raise StoreBusyError(
+                    f"samples {theirs.first} to {theirs.last - 1} of {root} are being written by process "
+                    f"{theirs.pid} on {theirs.host}: wait for it, or if it is gone delete {file}"
+                )
+        record = folder / f"{first}-{last}.json"
+        try:
+            create_file(record, json.dumps(asdict(mine)).encode())
+        except FileExistsError:
+            raise StoreBusyError(
+                f"samples {first} to {last - 1} of {root} have just been claimed: wait"
+            ) from None
+    return record
+
+
+def release(root: Path, record: Path, pid: int) -> None:
+    """Give a claim back; a forked child, whose `pid` differs, leaves its parent's alone."""
+    if os.getpid() != pid:
+        return
+    with contextlib.suppress(OSError), _exclusively(root):
+        record.unlink(missing_ok=True)
+        record.parent.rmdir()

@@ -1,0 +1,316 @@
+"""`ActivationStore`: activations on disk with their row ranges, token columns, labels and provenance."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from .commits import CommitLog
+from .durable import sync_file, sync_folder, temporary
+from .errors import StoreError, disk_error, unknown_name
+from .labels import LabelColumn, read_label
+from .layout import SCHEMA_VERSION, Header, StoredArray, make_header, read_header, skeleton
+from .origin import VOLATILE, canonical_json, sha256
+from .plan import PointInfo, StorePlan, differences
+from .ranges import Ranges, samples_touching
+from .reading import ChunkedArray
+from .rows import RowArray
+from .writer import Writer
+from .zarrjson import read_column
+
+RowKind = Literal["tokens", "pooled"]
+Mode = Literal["r", "r+"]
+
+_SHOWN_DIFFERENCES = 5
+
+
+class ActivationStore:
+    """A store on disk; make one with `create`, look at one with `open`.
+
+    It is a Zarr v3 group, so any Zarr tool reads it too. What is committed is listed when first needed: call
+    `refresh` to see what another process has written since.
+    """
+
+    def __init__(self, root: Path, header: Header, mode: Mode) -> None:
+        """Use `ActivationStore.open` or `ActivationStore.create` instead."""
+        self.path, self.mode = root, mode
+        self._header = header
+        self._arrays = header.arrays()
+        self._logs = {array.spec.path: CommitLog(root, array.spec) for array in self._arrays}
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], plan: StorePlan, *, exist_ok: bool = False) -> Self:
+        """Return a new store without rows, open for writing.
+
+        The store appears at `path` complete or not at all. With `exist_ok`, a store of the same plan that is
+        there already is opened instead, to be resumed.
+
+        Raises:
+            StoreError: something else is at `path` (the message says what differs), or the disk is full or
+            read-only. ValueError: a label is not valid Unicode.
+        """
+        root = Path(path)
+        header = make_header(plan)
+        if _occupied(root):
+            return cls._existing(root, header, exist_ok)
+        new = temporary(root.absolute())
+        try:
+            _build(new, plan, header)
+            new.rename(root)
+            sync_folder(root.absolute().parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _occupied(root):
+                return cls._existing(root, header, exist_ok)
+            raise disk_error(
+                error, root, sum(len(content) for _, content in skeleton(plan, header))
+            ) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return cls(root, header, "r+")
+
+    @classmethod
+    def _existing(cls, root: Path, wanted: Header, exist_ok: bool) -> Self:
+        if not exist_ok:
+            raise StoreError(
+                f"{root} exists already: pass exist_ok=True to resume it, or choose another path"
+            )
+        header = read_header(root)
+        if header.plan_hash != wanted.plan_hash:
+            lines = differences(_comparable(header), _comparable(wanted))
+            more = f" and {len(lines) - _SHOWN_DIFFERENCES} more" if len(lines) > _SHOWN_DIFFERENCES else ""
+            raise StoreError(
+                f"{root} was made with another plan: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}: "
+                f"use the same settings to resume it, or choose another path"
+            )
+        return cls(root, header, "r+")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], mode: Mode = "r") -> Self:
+        """Return the store at `path`, for reading ("r") or to resume writing ("r+").
+
+        Raises:
+            StoreError: nothing there, not a store, a newer schema version, or damaged metadata.
+            ValueError: another mode.
+        """
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
+        return cls(Path(path), read_header(Path(path)), mode)
+
+    @property
+    def schema_version(self) -> int:
+        """Version of the format."""
+        return SCHEMA_VERSION
+
+    @property
+    def plan_hash(self) -> str:
+        """SHA-256 of points, ids, lengths, labels and provenance (without `created` and `versions`)."""
+        return self._header.plan_hash
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What produced the store; a copy."""
+        copy: dict[str, Any] = json.loads(canonical_json(dict(self._header.provenance)))
+        return copy
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan as `zarr.json` describes it (long columns as digests); a copy."""
+        copy: dict[str, Any] = json.loads(canonical_json(dict(self._header.plan)))
+        return copy
+
+    @property
+    def arrays(self) -> list[StoredArray]:
+        """Every chunked array: rows of the points, then ids and modality of the streams."""
+        return list(self._arrays)
+
+    @cached_property
+    def points(self) -> dict[str, PointInfo]:
+        """The hook points by name."""
+        return self._header.points()
+
+    @cached_property
+    def samples(self) -> list[str]:
+        """The sample ids, stored or not."""
+        fixed, _ = read_column(self.path, "samples/id")
+        return [row.tobytes().rstrip(b"\0").decode() for row in fixed]
+
+    @cached_property
+    def labels(self) -> dict[str, LabelColumn]:
+        """The label columns by name."""
+        planned = self._header.plan["labels"]
+        return {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+
+    @cached_property
+    def _starts(self) -> dict[str, np.ndarray]:
+        """First row of each sample, by stream."""
+        found: dict[str, np.ndarray] = {}
+        for name, info in self.points.items():
+            if info.stream is not None and info.stream not in found:
+                found[info.stream] = read_column(self.path, f"points/{name}/start")[0]
+        return found
+
+    def bounds(self, array: StoredArray) -> np.ndarray:
+        """Return int64 [samples + 1] of an array: the first row of each sample, then the number of rows."""
+        return array.sample_rows(self._starts, self._header.n_samples)
+
+    def commits(self, array: StoredArray) -> CommitLog:
+        """Return the commit records of an array."""
+        return self._logs[array.spec.path]
+
+    def refresh(self) -> None:
+        """Look again at what is committed."""
+        for log in self._logs.values():
+            log.refresh()
+
+    def complete_samples(self) -> np.ndarray:
+        """Return bool [samples]: whether every row of the sample, at every point, is committed."""
+        complete = np.ones(self._header.n_samples, dtype=bool)
+        for array in self._arrays:
+            missing = ~self.commits(array).committed
+            complete &= ~samples_touching(self.bounds(array), array.spec.chunk_rows, missing)
+        return complete
+
+    @property
+    def n_complete(self) -> int:
+        """How many samples are complete."""
+        return int(self.complete_samples().sum())
+
+    def rows(self, point: str, kind: RowKind = "tokens") -> RowArray:
+        """Return the token or pooled rows of a point, as far as they are complete now.
+
+        Raises:
+            StoreError: unknown point (the message suggests the nearest), or it has no rows of this kind.
+            ValueError: another kind.
+        """
+        if kind not in ("tokens", "pooled"):
+            raise ValueError(f"kind must be 'tokens' or 'pooled', got {kind!r}")
+        if point not in self.points:
+            raise StoreError(unknown_name("point", point, self.points))
+        found = {(array.kind, array.owner): array for array in self._arrays}
+        array = found.get((kind, point))
+        if array is None:
+            other = "pooled" if kind == "tokens" else "tokens"
+            raise StoreError(
+                f"point {point!r} has no {kind} rows in this store: use kind={other!r}, or extract them"
+            )
+        ranges = Ranges(self.bounds(array), self.complete_samples())
+        columns: dict[str, ChunkedArray] = {}
+        if array.stream is not None:
+            columns = {
+                name: self._chunked(column, ranges)
+                for (name, owner), column in found.items()
+                if name in ("ids", "modality") and owner == array.stream
+            }
+        return RowArray(self._chunked(array, ranges), self.commits(array), ranges, columns)
+
+    def _chunked(self, array: StoredArray, ranges: Ranges) -> ChunkedArray:
+        return ChunkedArray(self.path, array, self.commits(array), ranges, self.samples)
+
+    def writer(self, first_sample: int = 0, last_sample: int | None = None, *, depth: int = 4) -> Writer:
+        """Return a writer of samples `first_sample` to `last_sample` (exclusive, default: to the end).
+
+        At most `depth` full chunks wait for the disk at a time, in as many threads. Its memory is one chunk
+        for each array and those. Several processes may write disjoint ranges at once; see `parts`.
+
+        Raises:
+            StoreBusyError: a live writer owns some of the samples.
+            StoreError: the store is open for reading only, or cannot be written.
+            ValueError: an empty range or one outside the store, or depth below 1.
+        """
+        n_samples = self._header.n_samples
+        last = n_samples if last_sample is None else last_sample
+        if not 0 <= first_sample < last <= n_samples:
+            raise ValueError(f"sample range {first_sample}:{last} is empty or outside 0:{n_samples}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        if self.mode != "r+":
+            raise StoreError(f"{self.path} is open for reading only: open it with mode='r+'")
+        arrays = [(array, self.commits(array), self.bounds(array)) for array in self._arrays]
+        return Writer(self.path, self._header, self.samples, arrays, first_sample, last, depth)
+
+    def parts(self, count: int) -> list[tuple[int, int]]:
+        """Return at most `count` disjoint sample ranges of about equal bytes, for as many writers.
+
+        Where the pooled rows have chunks enough, the ranges start on their boundaries, so that only few
+        samples are needed by two writers.
+
+        Raises:
+            ValueError: count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        size = np.zeros(self._header.n_samples + 1)
+        for array in self._arrays:
+            size += self.bounds(array) * array.spec.row_bytes
+        step = max(info.pooled_chunk_rows for info in self.points.values())
+        if step == 0 or step * count > self._header.n_samples:
+            step = 1
+        cuts = np.searchsorted(size, size[-1] * np.arange(1, count) / count)
+        edges = sorted({0, self._header.n_samples, *(int(cut) // step * step for cut in cuts)})
+        return list(pairwise(edges))
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of the plan hash and every commit record: equal for equal stores.
+
+        It stands for all stored bytes, since each record holds its chunk's checksum.
+
+        Raises:
+            DamagedChunkError: a commit record cannot be read.
+        """
+        lines = [self.plan_hash]
+        for array in self._arrays:
+            log = self.commits(array)
+            for chunk in np.flatnonzero(log.committed).tolist():
+                record = log.record(chunk)
+                lines.append(f"{array.spec.path} {chunk} {record.rows} {record.crc32c} {record.exponent}")
+        return sha256("\n".join(lines).encode())
+
+    def __repr__(self) -> str:
+        """Return path, points and progress."""
+        done = f"{self.n_complete} of {self._header.n_samples} samples"
+        return f"ActivationStore({str(self.path)!r}, {done}, points: {', '.join(self.points)})"
+
+
+def _occupied(root: Path) -> bool:
+    return root.is_file() or (root.is_dir() and any(root.iterdir()))
+
+
+def _comparable(header: Header) -> dict[str, Any]:
+    stable = {key: value for key, value in header.provenance.items() if key not in VOLATILE}
+    both: dict[str, Any] = json.loads(canonical_json({"plan": header.plan, "provenance": stable}))
+    return {**both["plan"], "provenance": both["provenance"]}
+
+
+def _build(root: Path, plan: StorePlan, header: Header) -> None:
+    """Write the skeleton of a store at `root` and sync it; the syncs wait for the disk together.
+
+    Raises:
+        OSError: the disk is full, read-only or broken.
+    """
+    files = []
+    root.mkdir(parents=True)
+    for name, content in skeleton(plan, header):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        files.append(file)
+    for array in header.arrays():
+        (root / "_commit" / array.spec.path).mkdir(parents=True)
+        (root / array.spec.path / "c").mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, files))
+        list(pool.map(sync_folder, [Path(folder) for folder, _, _ in os.walk(root)]))
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        sync_file(opened.fileno())

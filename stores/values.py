@@ -1,0 +1,118 @@
+"""Checking and converting rows on their way into a chunk."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .errors import StoreError
+
+FP16_MAX = 65504.0
+MAX_EXPONENT = 112
+"""65504 * 2**112 is the largest power-of-two multiple of fp16's maximum that float32 can hold."""
+
+_MODALITIES = 4
+_BLOCK = 2**18  # bytes that stay in the cache between the two passes
+_WITHOUT_SIGN: dict[np.dtype, np.ndarray] = {
+    np.dtype(np.float16): np.array(0x7FFF, np.uint16),
+    np.dtype(np.float32): np.array(0x7FFFFFFF, np.uint32),
+}
+
+
+def row_absmax(rows: np.ndarray) -> np.ndarray:
+    """Return the float32 [n] largest absolute value of each row of float16 or float32 [n, d].
+
+    Without its sign bit a float orders as an integer does, and NaN orders above infinity: one fast integer
+    pass finds the maximum and everything that is not finite.
+    """
+    mask = _WITHOUT_SIGN[rows.dtype]
+    bits = rows.view(mask.dtype)
+    top = np.empty(len(rows), dtype=mask.dtype)
+    step = max(1, _BLOCK // max(1, rows.shape[1] * bits.itemsize))
+    for at in range(0, len(rows), step):
+        np.max(np.bitwise_and(bits[at : at + step], mask), axis=1, out=top[at : at + step])
+    return top.view(rows.dtype).astype(np.float32)
+
+
+def exponent_for(absmax: float) -> int:
+    """Return the smallest e >= 0 with absmax * 2**-e <= 65504 (exact, no logarithm)."""
+    exponent = max(0, math.frexp(absmax)[1] - 16)
+    return exponent + (math.ldexp(absmax, -exponent) > FP16_MAX)
+
+
+def count_overflow(rows: np.ndarray) -> int:
+    """Return how many values of float32 [n, d] lie beyond fp16's largest, 65504."""
+    return int(np.count_nonzero(np.abs(rows) > FP16_MAX))
+
+
+def store_scaled(rows: np.ndarray, exponent: int, out: np.ndarray) -> None:
+    """Set float16 `out` to rows * 2**-exponent, rounded once to nearest even."""
+    out[...] = np.ldexp(rows.astype(np.float32, copy=False), -exponent) if exponent else rows
+
+
+def rescale(stored: np.ndarray, by: int) -> None:
+    """Divide float16 `stored` by 2**by in place.
+
+    Exact unless a result falls below fp16's smallest normal number, 2**-14; there the rounding adds at most
+    2**-25, which is 2**-40 of the chunk's largest stored value or less.
+    """
+    np.ldexp(stored, -by, out=stored)
+
+
+def checked_rows(
+    where: str, value: Any, shape: tuple[int, int], *, pooled: bool, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return finite float16 or float32 rows of the given shape and the absmax of each.
+
+    Raises:
+        ValueError: missing, wrong shape or dtype.
+        StoreError: not finite, or beyond what `dtype` can hold even scaled.
+    """
+    expected = shape[1:] if pooled else shape
+    if value is None:
+        raise ValueError(f"{where}: no rows given, expected shape {expected}")
+    array = np.asarray(value)
+    if array.shape != expected or array.dtype.kind != "f":
+        raise ValueError(f"{where}: expected float rows of shape {expected}, got {array.dtype} {array.shape}")
+    if array.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float32)
+        if np.isinf(narrow).any() and np.isfinite(array).all():
+            raise StoreError(f"{where}: values beyond float32's largest, 3.4e38: rescale them, then resume")
+        array = narrow
+    rows = np.ascontiguousarray(array.reshape(shape), dtype=array.dtype.newbyteorder("="))
+    absmax = row_absmax(rows)
+    if not np.isfinite(absmax).all():
+        row = int(np.flatnonzero(~np.isfinite(absmax))[0])
+        raise StoreError(
+            f"{where}: NaN or infinity in row {row}; nothing of this sample was stored: compute it in a "
+            f"wider dtype or leave it out of the plan, then resume"
+        )
+    limit = FP16_MAX * 2.0**MAX_EXPONENT
+    if dtype == "float16" and absmax.size and float(absmax.max()) > limit:
+        raise StoreError(
+            f"{where}: values beyond {limit:.3g} do not fit float16 even scaled: plan dtype='float32'"
+        )
+    return rows, absmax
+
+
+def checked_column(where: str, kind: str, value: Any, n_rows: int) -> np.ndarray:
+    """Return a token column of `n_rows`; what is not given is -1 (ids) or 0 (modality).
+
+    Raises:
+        ValueError: wrong length or type, or a value out of range.
+    """
+    dtype, missing = (np.int32, -1) if kind == "ids" else (np.uint8, 0)
+    if value is None:
+        return np.full(n_rows, missing, dtype)
+    array = np.asarray(value)
+    if array.shape != (n_rows,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{where}: expected {n_rows} integers, got {array.dtype} {array.shape}")
+    low, high = (np.iinfo(np.int32).min, np.iinfo(np.int32).max) if kind == "ids" else (0, _MODALITIES - 1)
+    if n_rows and not low <= int(array.min()) <= int(array.max()) <= high:
+        raise ValueError(
+            f"{where}: values must be {low} to {high}, got {int(array.min())} to {int(array.max())}"
+        )
+    return array.astype(dtype)

@@ -1,0 +1,223 @@
+"""Writing samples into a store: checked, in order, committed chunk by chunk, resumable at any moment."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from .checksum import TRAILER
+from .chunkwriter import ChunkWriter, Committer
+from .commits import CommitLog
+from .durable import is_temporary
+from .errors import StoreError, disk_error, unknown_name
+from .layout import Header, StoredArray
+from .owner import claim, release
+from .values import checked_column, checked_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleRows:
+    """The rows of one sample at one point: `tokens` [t, d] and/or `pooled` [d], of any float dtype."""
+
+    tokens: np.ndarray | None = None
+    pooled: np.ndarray | None = None
+
+
+Columns = tuple[np.ndarray | None, np.ndarray | None]
+
+
+class Writer:
+    """Writes samples `first` to `last` of a store; use it as a context manager.
+
+    A chunk belongs to the writer whose samples hold its first row, so that any division of the samples gives
+    the same files. The last chunks may reach into samples after `last`: `todo` and `stop` include those.
+
+    Leaving the context waits for the chunks on their way. Chunks that are not full then are not stored; their
+    samples are the first of the next writer's `todo`.
+
+    Attributes:
+        first, last: the samples owned.
+        stop: the sample after the last one to put.
+        withdrawn: (array path, chunk) of committed chunks that were found missing or cut short, to be
+        rewritten.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        header: Header,
+        ids: Sequence[str],
+        arrays: Sequence[tuple[StoredArray, CommitLog, np.ndarray]],
+        first: int,
+        last: int,
+        depth: int,
+    ) -> None:
+        """Use `ActivationStore.writer` instead; `arrays` pairs each array with its log and row bounds."""
+        self.first, self.last = first, last
+        self._root, self._ids = root, ids
+        self._points, self._streams = header.points(), header.plan["streams"]
+        try:
+            record = claim(root, first, last)
+        except OSError as error:
+            raise disk_error(error, root, 4096) from error
+        self._release = weakref.finalize(self, release, root, record, os.getpid())
+        self._committer = Committer(depth)
+        self._closed = self._torn = False
+        self.withdrawn: list[tuple[str, int]] = []
+        try:
+            self._writers = {
+                (array.kind, array.owner): ChunkWriter(
+                    root, array, log, self._wanted(array, log, bounds), bounds, self._committer
+                )
+                for array, log, bounds in arrays
+            }
+        except BaseException:
+            self._release()
+            raise
+        needed = np.zeros(header.n_samples, dtype=bool)
+        for writer in self._writers.values():
+            needed |= writer.samples_wanted()
+        self._todo = np.flatnonzero(needed)
+        self._done = 0
+        self.stop = int(self._todo[-1]) + 1 if len(self._todo) else last
+
+    def _wanted(self, array: StoredArray, log: CommitLog, bounds: np.ndarray) -> np.ndarray:
+        """Return bool [chunks]: those to write; remove what a killed writer left of them."""
+        log.refresh()
+        spec = array.spec
+        starts = np.arange(spec.n_chunks) * spec.chunk_rows
+        owned: np.ndarray = (starts >= bounds[self.first]) & (starts < bounds[self.last])
+        for chunk in np.flatnonzero(owned & log.committed).tolist():
+            file = spec.chunk_file(self._root, chunk)
+            if not file.is_file() or file.stat().st_size != spec.chunk_bytes + TRAILER:
+                log.withdraw(chunk)
+                self.withdrawn.append((spec.path, chunk))
+        wanted: np.ndarray = owned & ~log.committed
+        _remove_temporaries(log.folder, owned)
+        if len(spec.shape) == 1:
+            _remove_temporaries(spec.chunk_file(self._root, 0).parent, owned)
+        else:
+            for chunk in np.flatnonzero(wanted).tolist():
+                _remove_temporaries(spec.chunk_file(self._root, chunk).parent, None)
+        return wanted
+
+    @property
+    def todo(self) -> np.ndarray:
+        """Int64 indices of the samples still to put, in order."""
+        return self._todo[self._done :]
+
+    @property
+    def resume_from(self) -> int:
+        """The first sample still to put; `stop` if there is none."""
+        return int(self._todo[self._done]) if self._done < len(self._todo) else self.stop
+
+    def put(
+        self, sample: int, rows: Mapping[str, SampleRows], tokens: Mapping[str, Columns] | None = None
+    ) -> bool:
+        """Store one sample and return True, or return False if it needs no storing (it is durable already).
+
+        `rows` has every point of the plan; `tokens` maps a stream to its (ids, modality), int32 and uint8 [t]
+        each (0 none, 1 text, 2 image, 3 audio); what is left out is stored as id -1, modality 0. Everything
+        is checked before anything is kept: after a ValueError or a StoreError about the sample's values, the
+        same sample can be put again.
+
+        Raises:
+            ValueError: unknown or missing point or stream, wrong shape or dtype, or a sample out of order.
+            StoreError: NaN or infinity (the message names sample and point), or the disk failed for an
+                earlier chunk.
+        """
+        if self._closed:
+            raise StoreError("this writer is closed: open another with store.writer()")
+        if self._torn:
+            raise StoreError("an earlier put was interrupted: close this writer and open another to resume")
+        self._committer.check()
+        if not 0 <= sample < len(self._ids):
+            raise ValueError(f"sample index must be 0 to {len(self._ids) - 1}, got {sample}")
+        at = int(np.searchsorted(self._todo, sample))
+        if at == len(self._todo) or self._todo[at] != sample:
+            return False
+        if at != self._done:
+            problem = "was put already" if at < self._done else "came too early"
+            raise ValueError(
+                f"sample {sample} ({self._ids[sample]!r}) {problem}: expected {self.resume_from}"
+            )
+        ready = self._checked(sample, rows, tokens or {})
+        self._torn = True
+        for writer, values, absmax in ready:
+            writer.append(sample, values, absmax)
+        self._torn = False
+        self._done += 1
+        return True
+
+    def _checked(
+        self, sample: int, rows: Mapping[str, SampleRows], tokens: Mapping[str, Columns]
+    ) -> list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]]:
+        for what, known, names in (("point", self._points, rows), ("stream", self._streams, tokens)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(unknown_name(what, name, known))
+        ready: list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]] = []
+        for (kind, owner), writer in self._writers.items():
+            where = f"sample {sample} ({self._ids[sample]!r}), {kind} of {owner!r}"
+            n_rows = int(writer.bounds[sample + 1] - writer.bounds[sample])
+            if kind in ("tokens", "pooled"):
+                both = rows.get(owner, SampleRows())
+                value = both.tokens if kind == "tokens" else both.pooled
+                shape = (n_rows, writer.spec.shape[1])
+                values, absmax = checked_rows(
+                    where, value, shape, pooled=kind == "pooled", dtype=writer.spec.dtype
+                )
+                ready.append((writer, values, absmax))
+            else:
+                pair = tokens.get(owner, (None, None))
+                ready.append((writer, checked_column(where, kind, pair[kind == "modality"], n_rows), None))
+        for name, given in rows.items():
+            planned = self._points[name].rows
+            if (given.tokens is not None and planned == "pooled") or (
+                given.pooled is not None and planned == "tokens"
+            ):
+                raise ValueError(f"point {name!r} is planned with rows={planned!r}: leave the other rows out")
+        return ready
+
+    def close(self) -> None:
+        """Wait for the chunks on their way, then give the samples back to other writers.
+
+        Raises:
+            StoreError: one of them could not be written.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._committer.finish()
+        self._release()
+        self._committer.check()
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; a failure on the way out does not hide the error that led here."""
+        try:
+            self.close()
+        except StoreError:
+            if error is None:
+                raise
+
+
+def _remove_temporaries(folder: Path, mine: np.ndarray | None) -> None:
+    """Remove the temporary files of a folder; with `mine`, of those chunks only: others may be at work."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(entry.name):
+            chunk = entry.name.split(".")[1]
+            if mine is None or (chunk.isdecimal() and int(chunk) < len(mine) and mine[int(chunk)]):
+                entry.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""The part of the Zarr v3 specification that schema 1 uses: group and array metadata, small whole arrays.
+
+Arrays have unsharded chunks over the full width, codecs `[bytes little, crc32c]`, fill value 0 and the
+default chunk keys `c/<k>/0`. https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .buffers import bytes_of
+from .checksum import TRAILER, crc32c, trailer
+from .errors import DamagedChunkError, StoreError
+
+METADATA = "zarr.json"
+MAX_CHUNK_BYTES = 16 * 2**20
+"""Above glibc's 32 MiB mmap threshold fresh buffers fault on every page, so objects stay well below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One chunked array: where it is, its shape, dtype name, and rows a chunk."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk without its checksum; the last one is padded with zeros to this size."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks hold all rows."""
+        return -(-self.shape[0] // self.chunk_rows)
+
+    def rows_of(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk and the row after its last."""
+        return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0])
+
+    def chunk_file(self, root: Path, chunk: int) -> Path:
+        """Return the file of a chunk in the store at `root`."""
+        return root.joinpath(self.path, "c", str(chunk), *("0" for _ in self.shape[1:]))
+
+
+def group_json(attributes: Mapping[str, Any] | None = None) -> bytes:
+    """Return the metadata document of a group."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
+
+
+def array_json(spec: ArraySpec, attributes: Mapping[str, Any] | None = None) -> bytes:
+    """Return the metadata document of an array."""
+    kind = np.dtype(spec.dtype)
+    little = {"configuration": {"endian": "little"}} if kind.itemsize > 1 else {}
+    chunk_shape = [spec.chunk_rows, *spec.shape[1:]]
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(spec.shape),
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0 if kind.kind == "f" else 0,
+            "codecs": [{"name": "bytes"} | little, {"name": "crc32c"}],
+            "attributes": dict(attributes or {}),
+        }
+    )
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, allow_nan=False).encode()
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the `zarr.json` of a group or array.
+
+    Raises:
+        StoreError: it is missing or not JSON.
+    """
+    path = folder / METADATA
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"cannot read {path} ({error}): the store is damaged, restore it from a copy"
+        ) from None
+    if not isinstance(document, dict):
+        raise StoreError(f"{path} is not a Zarr v3 document: the store is damaged, restore it from a copy")
+    return document
+
+
+def column_files(path: str, values: np.ndarray, attributes: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield the (relative file, content) pairs of a whole small array, chunked along its first axis."""
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    row_bytes = max(math.prod(little.shape[1:]) * little.itemsize, 1)
+    chunk_rows = max(1, min(len(little), MAX_CHUNK_BYTES // row_bytes))
+    spec = ArraySpec(path, little.shape, values.dtype.name, chunk_rows)
+    yield f"{path}/{METADATA}", array_json(spec, attributes)
+    for chunk in range(spec.n_chunks):
+        start, stop = spec.rows_of(chunk)
+        content = bytes(bytes_of(little[start:stop])).ljust(spec.chunk_bytes, b"\0")
+        yield spec.chunk_file(Path(), chunk).as_posix(), content + trailer(crc32c(content))
+
+
+def column_spec(root: Path, path: str) -> tuple[ArraySpec, dict[str, Any]]:
+    """Return the spec and the attributes of an array written by `column_files`."""
+    document = read_metadata(root / path)
+    chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
+    spec = ArraySpec(path, tuple(document["shape"]), document["data_type"], chunk_shape[0])
+    return spec, document["attributes"]
+
+
+def read_column(root: Path, path: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the values (read-only) and attributes of an array written by `column_files`.
+
+    Raises:
+        DamagedChunkError: a chunk is missing or does not match its checksum.
+    """
+    spec, attributes = column_spec(root, path)
+    pieces = []
+    for chunk in range(spec.n_chunks):
+        file = spec.chunk_file(root, chunk)
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            data = b""
+            reason = f"unreadable ({error.strerror})"
+        else:
+            reason = "its content does not match its checksum"
+        content = memoryview(data)[: spec.chunk_bytes]
+        if len(data) != spec.chunk_bytes + TRAILER or trailer(crc32c(content)) != data[-TRAILER:]:
+            raise DamagedChunkError(
+                f"{file} is damaged, {reason}: restore this file from a copy of the store"
+            )
+        pieces.append(data[: spec.chunk_bytes])
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    values = np.frombuffer(b"".join(pieces), dtype=dtype)[: math.prod(spec.shape)].reshape(spec.shape)
+    return values, attributes

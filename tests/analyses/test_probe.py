@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from modegap.analyses.probe import ProbeConfig, ProbeResult, probe
+from modegap.analyses.probe.labels import categories, classes_of, first_top_word, tertiles
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
+from modegap.stores.errors import StoreError
+
+N, WIDTH = 150, 10
+
+
+def make(
+    path: Path, points: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]
+) -> ActivationStore:
+    plan = StorePlan(
+        {name: PointPlan(rows.shape[1], "pooled") for name, rows in points.items()},
+        [f"s{i}" for i in range(N)],
+        labels,
+    )
+    with ActivationStore.create(path, plan).writer() as writer:
+        for i in range(N):
+            writer.put(i, {name: SampleRows(pooled=rows[i]) for name, rows in points.items()})
+    return ActivationStore.open(path)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, np.ndarray]:
+    """Colour is easy at the adapter and half drowned at the end; noise is noise."""
+    rng = np.random.default_rng(0)
+    colour = np.arange(N) % 3
+    base = rng.standard_normal((N, WIDTH))
+    clear, dim = base.copy(), base.copy()
+    clear[:, :3] += 3 * np.eye(3)[colour]
+    dim[:, :3] += 1.2 * np.eye(3)[colour]
+    return {"llm_final": dim.astype(np.float32), "adapter_output": clear.astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def store(rows: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    rng = np.random.default_rng(1)
+    labels = {
+        "colour": [["red", "green", "blue"][i % 3] for i in range(N)],
+        "noise": rng.integers(0, 2, N).tolist(),
+        "same": ["x"] * N,
+        "partly": [None if i % 5 == 0 else ["a", "b"][i % 2] for i in range(N)],
+        "lonely": ["only once"] + [["a", "b"][i % 2] for i in range(N - 1)],
+        "many": [f"class {i // 2}" for i in range(N)],
+        "size": rng.random(N).tolist(),
+        "text": [f"{['one', 'two', 'three'][i % 3]} thing {i}" for i in range(N)],
+    }
+    return make(tmp_path_factory.mktemp("probe") / "s.zarr", rows, labels)
+
+
+@pytest.fixture(scope="module")
+def result(store: ActivationStore) -> ProbeResult:
+    return probe(store)
+
+
+def direct(x: np.ndarray, y: np.ndarray, seeds: Sequence[int]) -> tuple[list[float], list[float]]:
+    accuracy, f1 = [], []
+    for seed in seeds:
+        a, b, ya, yb = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
+        scaler = StandardScaler().fit(a)
+        model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(a), ya)
+        guess = model.predict(scaler.transform(b))
+        accuracy.append(float((guess == yb).mean()))
+        f1.append(float(f1_score(yb, guess, average="macro", zero_division=0)))
+    return accuracy, f1
+
+
+@pytest.mark.parametrize("point", ["adapter_output", "llm_final"])
+@pytest.mark.parametrize("label", ["colour", "noise"])
+def test_scores_are_those_of_a_plain_loop(
+    result: ProbeResult, store: ActivationStore, rows: dict[str, np.ndarray], point: str, label: str
+) -> None:
+    stored = rows[point].astype(np.float16).astype(np.float32)
+    y = np.array(store.labels[label].values)
+    accuracy, f1 = direct(stored, y, [42, 43, 44, 45, 46])
+    cell = result.cell(point, label)
+    assert [s.accuracy for s in cell.scores] == accuracy
+    np.testing.assert_allclose([s.macro_f1 for s in cell.scores], f1)
+    assert cell.accuracy == pytest.approx(np.mean(accuracy))
+    assert cell.accuracy_std == pytest.approx(np.std(accuracy, ddof=1))
+    counts = np.unique(y, return_counts=True)[1]
+    assert cell.chance == 1 / len(counts)
+    assert cell.majority == counts.max() / N
+
+
+def test_paper_law_is_the_published_recipe(store: ActivationStore, rows: dict[str, np.ndarray]) -> None:
+    x = rows["llm_final"].astype(np.float16).astype(np.float32)
+    y = np.array(store.labels["colour"].values)
+    expected = []
+    splitter = StratifiedShuffleSplit(n_splits=5, train_size=0.8, random_state=42)
+    for train, test in splitter.split(x, y):
+        scaler = StandardScaler().fit(x[train])
+        model = LogisticRegression(C=1 / (1e-4 * int(N * 0.8)), max_iter=100)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(scaler.transform(x[train]), y[train])
+        expected.append(float((model.predict(scaler.transform(x[test])) == y[test]).mean()))
+    found = probe(store, ["llm_final"], ["colour"], law="paper")
+    assert [s.accuracy for s in found.cell("llm_final", "colour").scores] == expected
+    assert "the paper's scripts" in found.table().notes[0]
+
+
+def test_threads_change_nothing(store: ActivationStore, result: ProbeResult) -> None:
+    two = probe(store, labels=["colour"], n_jobs=2)
+    for point in two.points:
+        assert two.cell(point, "colour").scores == result.cell(point, "colour").scores
+
+
+def test_labels_that_cannot_be_probed_leave_a_message_and_the_rest_goes_on(result: ProbeResult) -> None:
+    same = result.cell("adapter_output", "same")
+    assert same.message == "only the class 'x' with two or more samples; a probe needs two classes"
+    assert same.accuracy is None
+    assert not same.scores
+    many = result.cell("adapter_output", "many")
+    assert "150 samples for 75 classes leave 30 to test on" in many.message
+    assert "at least 375 samples" in many.message
+    partly = result.cell("adapter_output", "partly")
+    assert partly.n == 120
+    assert "samples without a value, left out: 30" in partly.notes
+    lonely = result.cell("adapter_output", "lonely")
+    assert lonely.n == N - 1
+    assert lonely.classes == 2
+    assert "classes of a single sample, left out: 1" in lonely.notes
+    assert result.cell("adapter_output", "colour").accuracy > 0.9
+
+
+def test_retention_both_ways(result: ProbeResult) -> None:
+    retention = {r.label: r for r in result.retention()}
+    before, after = (result.cell(p, "colour").accuracy for p in ("adapter_output", "llm_final"))
+    assert before is not None
+    assert after is not None
+    assert before > after > 0.4
+    assert retention["colour"].ratio == pytest.approx(100 * after / before)
+    assert retention["colour"].above_chance == pytest.approx(100 * (after - 1 / 3) / (before - 1 / 3))
+    assert "same" not in retention
+    noise = result.cell("adapter_output", "noise")
+    assert noise.accuracy is not None
+    assert noise.accuracy_std is not None
+    assert noise.accuracy - 0.5 < noise.accuracy_std
+    assert retention["noise"].above_chance is None
+    assert retention["noise"].ratio > 0
+
+
+def test_points_are_in_the_order_of_the_pipeline_and_labels_are_found(result: ProbeResult) -> None:
+    assert result.points == ("adapter_output", "llm_final")
+    assert set(result.labels) == {
+        "colour", "noise", "same", "partly", "lonely", "many", "size", "lexical",
+    }  # fmt: skip
+    assert result.cell("llm_final", "size").classes == 3
+    assert result.certificate.count == N
+    assert result.certificate.width == WIDTH
+
+
+def test_classes_of_each_kind_of_label() -> None:
+    found = categories(["b", None, "a", " ", "b", float("nan")])
+    assert found.codes.tolist() == [1, -1, 0, -1, 1, -1]
+    assert found.names == ("a", "b")
+    assert classes_of("number", [3, 1, 3]).names == ("1", "3")
+    thirds = tertiles([*range(30), None])
+    assert np.bincount(thirds.codes[:-1]).tolist() == [10, 10, 10]
+    assert thirds.codes[-1] == -1
+    words = first_top_word(["The cat's mat", "a cat", "THE dog", None, "42"], top=2)
+    assert words.names == ("the", "cat")
+    assert words.codes.tolist() == [0, 1, 0, -1, -1]
+
+
+def test_reports(result: ProbeResult) -> None:
+    data = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    cell = next(c for c in data["cells"] if (c["point"], c["label"]) == ("llm_final", "colour"))
+    assert len(cell["scores"]) == 5
+    assert cell["accuracy"] == result.cell("llm_final", "colour").accuracy
+    table = result.table()
+    assert len(table.rows) == len(result.cells) == 16
+    final = next(row for row in table.rows if row[:2] == ("colour", "llm_final"))
+    assert final[-2] == pytest.approx(result.retention()[0].ratio)
+    assert any(note.startswith("same: only the class 'x'") for note in table.notes)
+    chart = result.figure().to_dict()
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["line", "line", "rule", "point"]
+    drawn = (
+        {(v["label"], v["point"]) for v in chart["data"]["values"]} if "values" in chart["data"] else set()
+    )
+    assert ("same", "llm_final") not in drawn
+    assert "<svg" in result._repr_html_()
+
+
+def test_mistakes_name_the_remedy(store: ActivationStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="unknown label 'color', did you mean 'colour'"):
+        probe(store, labels=["color"])
+    with pytest.raises(StoreError, match="unknown hook point 'lm_final', did you mean 'llm_final'"):
+        probe(store, points=["lm_final"])
+    with pytest.raises(ValueError, match="no option 'c'"):
+        probe(store, c=2)
+    plan = StorePlan({"llm_final": PointPlan(2, "tokens", np.array([1, 1]))}, ["a", "b"], {"k": [0, 1]})
+    tokens = ActivationStore.create(tmp_path / "t.zarr", plan)
+    with pytest.raises(StoreError, match=r"llm_final has token rows only.*rows=pooled or rows=both"):
+        probe(tokens, ["llm_final"])
+    with pytest.raises(StoreError, match="no hook point of this store has pooled rows"):
+        probe(tokens)
+    bare = ActivationStore.create(
+        tmp_path / "b.zarr", StorePlan({"llm_final": PointPlan(2, "pooled")}, ["a"])
+    )
+    with pytest.raises(StoreError, match="no labels to probe"):
+        probe(bare)
+    named = StorePlan({"llm_final": PointPlan(2, "pooled")}, ["a", "b"], {"k": [0, 1]})
+    with pytest.raises(StoreError, match="no complete sample yet: resume"):
+        probe(ActivationStore.create(tmp_path / "e.zarr", named))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"C": 0}, "C: got 0"),
+        ({"seeds": ()}, "seeds: got none"),
+        ({"test_fraction": 1.0}, "test_fraction: got 1.0"),
+        ({"n_jobs": 0}, "n_jobs: got 0"),
+        ({"law": "paper", "C": 2.0}, "law='paper' fixes C"),
+        ({"law": "text"}, "law: got 'text'"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProbeConfig(**options)

@@ -1,0 +1,291 @@
+"""The Triton kernels on small shapes against the fp64 oracle, without a GPU: run by Triton's interpreter.
+
+The interpreter is chosen when Triton is imported, so the cases run in a process of their own (this file as a script),
+which prints one JSON line for each. It is sequential and rounds to nearest: races and the tensor cores' bias are
+for tests/kernels/test_gpu.py, what the compiler makes of the kernels for test_triton_compile.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CASES: dict[str, Callable[[], None]] = {}
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def poisoned(*shape, dtype):
+    import torch
+
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def ragged_rows(n, d, dtype=None):
+    import torch
+
+    generator = torch.Generator().manual_seed(n * 1009 + d)
+    x = torch.randn(n, d, generator=generator) * torch.logspace(-1, 1, d)
+    return x.to(dtype or torch.float16)
+
+
+def gram_case(mode, shapes):
+    import torch
+    from modegap.kernels.covariance.triton import covariance_update
+
+    for n, d in shapes:
+        rows = ragged_rows(n, d)
+        gram = torch.tril(torch.ones(d, d, dtype=torch.float64))
+        gram += torch.triu(poisoned(d, d, dtype=torch.float64), 1).nan_to_num(nan=7.0).triu(1)
+        covariance_update(rows, gram, mode=mode)
+        wide = rows.double()
+        want = wide.T @ wide + 1.0
+        scale = (want.diagonal()[:, None] * want.diagonal()).sqrt()
+        assert float(((gram - want).tril().abs() / scale).max()) < 1e-6, (n, d)
+        assert bool((gram.triu(1) == torch.full((d, d), 7.0, dtype=torch.float64).triu(1)).all()), (
+            "wrote above"
+        )
+
+
+@case
+def covariance_precise():
+    gram_case("precise", [(0, 40), (1, 8), (130, 72), (200, 129), (257, 300)])
+
+
+@case
+def covariance_fast():
+    gram_case("fast", [(70, 136)])
+
+
+@case
+def covariance_splits_rows_of_the_last_wave():
+    import torch
+    from modegap.kernels._triton.plan import plan
+
+    cut = plan(200, 2304, 4, torch.device("cpu"))
+    assert cut.slots > 0
+    assert len(cut.folds)
+    gram_case("precise", [(2304, 200)])
+
+
+@case
+def covariance_of_strided_rows_and_gram():
+    import torch
+    from modegap.kernels.covariance.triton import covariance_update
+
+    wide = ragged_rows(90, 100)
+    rows = wide[:, 10:70]
+    held = poisoned(60, 80, dtype=torch.float64)
+    gram = held[:, :60]
+    gram.zero_()
+    covariance_update(rows, gram, mode="precise")
+    want = (rows.double().T @ rows.double()).tril()
+    assert torch.allclose(gram.tril(), want, rtol=1e-6, atol=1e-4)
+    assert bool(held[:, 60:].isnan().all())
+
+
+@case
+def cross():
+    import torch
+    from modegap.kernels.cross.triton import cross_update
+
+    for n, p, q in [(0, 5, 5), (70, 130, 45), (130, 20, 260)]:
+        a, b = ragged_rows(n, p), ragged_rows(n, q)
+        out = torch.full((p, q), 2.0, dtype=torch.float64)
+        cross_update(a, b, out, mode="precise")
+        want = a.double().T @ b.double() + 2.0
+        scale = (a.double().square().sum(0)[:, None] * b.double().square().sum(0)).sqrt().clamp_min(1.0)
+        assert float(((out - want).abs() / scale).max()) < 1e-6, (n, p, q)
+
+
+@case
+def stage_casts_shifts_and_counts():
+    import torch
+    from modegap.kernels.stage.triton import stage, stage_and_sum
+
+    for n, d in [(0, 9), (1, 3), (70, 130), (129, 257)]:
+        x = (ragged_rows(n, d).float() * 0.1 + 20.0).half()
+        shift = torch.full((d,), 20.0)
+        shift[: d // 2] = 0.0
+        out = poisoned(n + 2, d, dtype=torch.float16)
+        sums, inexact = stage_and_sum(x, shift, 1.0, out)
+        exact = x.double() - shift.double()
+        assert torch.equal(out[:n], exact.half())
+        assert bool(out[n:].isnan().all())
+        assert torch.allclose(sums, out[:n].double().sum(0), rtol=1e-6, atol=1e-4)
+        assert int(inexact) == int((exact.half().double() != exact).sum())
+        for dtype in (torch.float32, torch.float64):
+            wide = poisoned(n, d, dtype=dtype)
+            stage(x, shift, 0.5, wide)
+            assert torch.equal(wide, (x.double() * 0.5 - shift.double()).to(dtype))
+
+
+@case
+def stage_counts_roundings():
+    import torch
+    from modegap.kernels.stage.triton import stage_and_sum
+
+    x = torch.tensor([[1.0009765625, 100.0], [3.0, 100.0]]).half()
+    out = torch.empty_like(x)
+    _, inexact = stage_and_sum(x, torch.tensor([2048.0, 100.0]), 1.0, out)
+    assert int(inexact) == 1
+
+
+@case
+def projection_energy():
+    import torch
+    from modegap.kernels.projection_energy.triton import projection_energy
+
+    for n, d, K in [(0, 8, 3), (5, 33, 1), (140, 100, 17), (130, 70, 70), (257, 64, 16)]:
+        for dtype, wide, tolerance in [
+            (torch.float16, torch.float64, 2e-6),
+            (torch.float16, torch.float16, 2e-6),
+            (torch.float32, torch.float32, 2e-6),
+        ]:
+            x = ragged_rows(n, d, dtype)
+            U = torch.randn(d, K, generator=torch.Generator().manual_seed(K), dtype=torch.float64).to(wide)
+            out = torch.ones(K, dtype=torch.float64)
+            projection_energy(x, U, out)
+            want = (x.double() @ U.double()).square().sum(0) + 1.0
+            assert float(((out - want).abs() / want).max()) < tolerance, (n, d, K, dtype)
+
+
+@case
+def ablate():
+    import torch
+    from modegap.kernels.ablate.triton import ablate
+
+    for shape, K in [((0, 24), 2), ((24,), 1), ((3, 5, 70), 11), ((2, 65, 130), 40), ((9, 200), 100)]:
+        d = shape[-1]
+        U = torch.linalg.qr(
+            torch.randn(d, K, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
+        )[0]
+        for dtype, tolerance in [(torch.float16, 2.0**-11), (torch.float32, 2e-6)]:
+            z = torch.randn(shape, generator=torch.Generator().manual_seed(d)).to(dtype)
+            got = ablate(z, U)
+            want = z.double() - z.double() @ U @ U.T
+            assert got.shape == z.shape
+            assert got.dtype is dtype
+            if z.numel():
+                assert float((got.double() - want).abs().max()) <= tolerance * float(want.abs().max()), (
+                    shape,
+                    dtype,
+                )
+
+
+@case
+def ablate_of_large_states_and_gradients():
+    import torch
+    from modegap.kernels.ablate.triton import ablate
+
+    U = torch.linalg.qr(torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[
+        0
+    ]
+    z = (torch.randn(6, 64, generator=torch.Generator().manual_seed(1)) * 9000.0).half().requires_grad_()
+    got = ablate(z, U)
+    assert bool(got.isfinite().all())
+    left = (got.detach().double() @ U).norm() / (z.detach().double() @ U).norm()
+    assert float(left) < 1e-3
+    got.float().sum().backward()
+    ones = torch.ones(6, 64, dtype=torch.float64)
+    assert torch.allclose(z.grad.double(), ones - ones @ U @ U.T, atol=2e-3)
+    assert torch.equal(ablate(z.detach(), U[:, :0]), z.detach())
+
+
+@case
+def gradient_norms():
+    import torch
+    from modegap.kernels.gradient_norms.triton import gradient_norms
+
+    for lengths, d, K in [([1], 7, 2), ([3, 40, 1, 17], 130, 33), ([300, 5], 64, 0)]:
+        g = ragged_rows(sum(lengths), d) * 300.0
+        ends = torch.tensor([0, *lengths]).cumsum(0)
+        U = torch.randn(d, K, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
+        norms, projections = gradient_norms(g, ends, U if K else None)
+        for b, (lo, hi) in enumerate(zip(ends.tolist(), ends.tolist()[1:], strict=False)):
+            part = g[lo:hi].double()
+            assert abs(float(norms[b] / part.norm()) - 1.0) < 1e-6
+            if K:
+                want = part.mean(0) @ U
+                assert float((projections[b] - want).abs().max()) < 1e-5 * float(
+                    part.mean(0).norm() * U.norm()
+                )
+        assert (projections is None) == (K == 0)
+
+
+@case
+def masked_mean():
+    import torch
+    from modegap.kernels.masked_mean.triton import masked_mean
+
+    for B, T, d in [(1, 1, 3), (3, 19, 70), (2, 300, 64)]:
+        x = ragged_rows(B * T, d).view(B, T, d).clone()
+        mask = torch.rand(B, T, generator=torch.Generator().manual_seed(T)) < 0.6
+        mask[:, 0] = True
+        x[~mask] = float("nan")
+        got = masked_mean(x, mask)
+        for b in range(B):
+            want = x[b, mask[b]].double().mean(0)
+            assert torch.allclose(got[b].double(), want, rtol=1e-5, atol=1e-4)
+        assert torch.allclose(masked_mean(x.transpose(1, 2).contiguous().transpose(1, 2), mask), got)
+
+
+@case
+def ghost_norms():
+    import torch
+    from modegap.kernels.ghost_norms.triton import by_entries, ghost_norms
+
+    ways = set()
+    for B, T, d, p in [(1, 1, 5, 3), (2, 70, 150, 90), (2, 130, 20, 33), (3, 40, 8, 130), (2, 90, 150, 6)]:
+        for dtype in (torch.float16, torch.float32):
+            a = ragged_rows(B * T, d, dtype).view(B, T, d)
+            g = ragged_rows(B * T, p + 1, dtype)[:, :p].reshape(B, T, p)
+            ways.add(by_entries(a, g))
+            want = torch.stack([(a[b].double().T @ g[b].double()).norm() for b in range(B)])
+            assert torch.allclose(ghost_norms(a, g), want, rtol=1e-4), (B, T, d, p, dtype)
+    assert ways == {True, False}
+
+
+def main() -> None:
+    for name, function in CASES.items():
+        try:
+            function()
+            print(json.dumps([name, ""]), flush=True)
+        except Exception:
+            print(json.dumps([name, traceback.format_exc()]), flush=True)
+
+
+@cache
+def outcomes() -> dict[str, str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    found = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    return found or {name: done.stderr for name in CASES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name: str) -> None:
+    pytest.importorskip("triton")
+    assert outcomes().get(name, "did not run") == ""
+
+
+if __name__ == "__main__":
+    main()

@@ -214,11 +214,10 @@ class AblationResult(NotebookRepr):
     def _notes(self) -> tuple[str, ...]:
         return (
             "z' = z - U U'z at every position, the mean's component included, as published",
-            "loss: cross-entropy of the target tokens, nats a token, mean over a sample's tokens, then over the n "
-            "samples; variance: of the modes removed, in percent of the considered modes'",
-            f"low, high: {100 * self.config.level:g} % bootstrap over samples of the change; t, p: paired over "
-            "samples",
-            "random rows average their draws sample by sample; std of draws: between them; random ≤: share of "
-            "the random draws whose change is at most this row's",
+            "loss: cross-entropy of the target tokens, nats a token, mean over a sample's tokens, then over "
+            "n samples; variance: of the modes removed, in percent of the considered modes'",
+            f"low, high: {100 * self.config.level:g} % bootstrap over samples of the change; t, p: paired",
+            "random rows average their draws sample by sample; std of draws: between them; random ≤: share "
+            "of the random draws whose change is at most this row's",
             *self.left_out,
         )

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 
+PAPER_CLAMP = 1e-10
 _FORMAT = "modegap.modes/1"
+_ARRAYS = (
+    "eigenvalues",
+    "U",
+    "text_variance",
+    "rho",
+    "rho_low",
+    "rho_high",
+    "floor",
+    "considered",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,8 +265,8 @@ class Modes(NotebookRepr):
         ]
         if not 0.1 <= self.trace_ratio <= 10:
             notes.append(
-                f"the text's whole variance is {self.trace_ratio:.3g} times the modal one: every ρ carries that "
-                "factor of scale"
+                f"the text's whole variance is {self.trace_ratio:.3g} times the modal one: every ρ carries "
+                "that factor of scale"
             )
         if any(self.shrinkage):
             modal, text = self.shrinkage
@@ -326,16 +337,3 @@ class Modes(NotebookRepr):
         out = {f.name: jsonable(getattr(self, f.name)) for f in fields(self) if f.name not in _ARRAYS}
         out["config"] = jsonable(asdict(self.config))
         return out
-
-
-PAPER_CLAMP = 1e-10
-_ARRAYS = (
-    "eigenvalues",
-    "U",
-    "text_variance",
-    "rho",
-    "rho_low",
-    "rho_high",
-    "floor",
-    "considered",
-)

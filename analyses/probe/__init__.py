@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from .config import ProbeConfig
-from .grid import probe
-from .outcome import Cell, ProbeResult, Retention
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ProbeConfig
+    from .grid import probe
+    from .outcome import Cell, ProbeResult, Retention
 
 __all__ = ["Cell", "ProbeConfig", "ProbeResult", "Retention", "probe"]
+
+# Loaded on first use: the options alone, which a command line needs for its help, import no torch.
+_HOMES = {
+    "Cell": "outcome",
+    "ProbeConfig": "config",
+    "ProbeResult": "outcome",
+    "Retention": "outcome",
+    "probe": "grid",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

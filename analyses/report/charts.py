@@ -54,15 +54,11 @@ def specification(chart: Any) -> dict[str, Any]:
     return spec
 
 
-@lru_cache(maxsize=1)
 def vega_lite_version() -> str:
-    """The Vega-Lite version (such as "6.4") that Altair writes, or the newest that vl-convert has."""
+    """The Vega-Lite version that Altair writes, such as "6.4"."""
     import altair as alt
-    import vl_convert
 
-    wanted = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    known: list[str] = vl_convert.get_vegalite_versions()
-    return wanted if wanted in known else known[-1]
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
 @lru_cache(maxsize=1)

@@ -97,8 +97,8 @@ def check_parity(
             gap = _differences(point, sample, block.x[index][block.mask[index]], plain[point.name], dtype)
             if not gap[1] <= limit:
                 raise EngineError(
-                    f"parity check failed at {point.name} ({point.module_path}): sample {sample.id!r} "
-                    f"differs from a plain forward by {gap[1]:.2g} of a row's norm, allowed is {limit:.2g}; name "
+                    f"parity check failed at {point.name} ({point.module_path}): sample {sample.id!r} is "
+                    f"{gap[1]:.2g} of a row's norm away from a plain forward, allowed is {limit:.2g}; name "
                     "the module of this point with points=, or report the model"
                 )
             worst[point.name] = (max(worst[point.name][0], gap[0]), max(worst[point.name][1], gap[1]))

@@ -54,7 +54,7 @@ def norm_kernel(
     low = tl.load(ends + run)
     length = tl.load(ends + run + 1) - low
     per = (length + splits - 1) // splits
-    count = tl.minimum(per, length - part * per)
+    count = tl.minimum(per, length - part * per).to(tl.int32)
     base = g + (low + part * per) * stride + rows[:, None].to(tl.int64) * stride + column[None, :]
     total = tl.zeros((BT, BD), tl.float32)
     square = tl.zeros((BT, BD), tl.float32)

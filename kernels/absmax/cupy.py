@@ -20,9 +20,8 @@ _SOURCE = r"""
 extern "C" __global__ void absmax16(const uint4* __restrict__ x, unsigned int* __restrict__ out,
                                     const long long n, const int packs, const long long stride, const int rows) {
     const int pack = blockIdx.x * 32 + threadIdx.x;
-    if (pack >= packs) return;
     const long long first = (long long)blockIdx.y * rows;
-    const long long last = min(first + rows, n);
+    const long long last = pack < packs ? min(first + rows, n) : 0;
     uint4 best = make_uint4(0u, 0u, 0u, 0u);
     #pragma unroll 8
     for (long long r = first + threadIdx.y; r < last; r += blockDim.y) {
@@ -32,15 +31,19 @@ extern "C" __global__ void absmax16(const uint4* __restrict__ x, unsigned int* _
         best.z = __vmaxu2(best.z, v.z & 0x7fff7fffu);
         best.w = __vmaxu2(best.w, v.w & 0x7fff7fffu);
     }
-    const unsigned int packed[4] = {best.x, best.y, best.z, best.w};
-    #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        atomicMax(out + 8 * pack + 2 * i, packed[i] & 0xffffu);
-        atomicMax(out + 8 * pack + 2 * i + 1, packed[i] >> 16);
-    }
+    __shared__ unsigned int lanes[4][32][4];
+    unsigned int* mine = lanes[threadIdx.y][threadIdx.x];
+    mine[0] = best.x, mine[1] = best.y, mine[2] = best.z, mine[3] = best.w;
+    __syncthreads();
+    if (pack >= packs) return;
+    const int i = threadIdx.y;
+    unsigned int top = lanes[0][threadIdx.x][i];
+    for (int lane = 1; lane < 4; ++lane) top = __vmaxu2(top, lanes[lane][threadIdx.x][i]);
+    atomicMax(out + 8 * pack + 2 * i, top & 0xffffu);
+    atomicMax(out + 8 * pack + 2 * i + 1, top >> 16);
 }
 """
-_ROWS = 256
+_ROWS = 1024
 _LANES = 4
 
 
@@ -58,7 +61,7 @@ def _cuda(x: torch.Tensor) -> str | None:
 
 @register("absmax", "cupy", supports=_cuda)
 def absmax(x: torch.Tensor) -> torch.Tensor:
-    """Eight channels a thread, 256 rows a block."""
+    """Eight channels a thread, 1,024 rows a block."""
     n, d = x.shape
     bits = torch.zeros(d, dtype=torch.int32, device=x.device)
     with on_torch_stream(x.device):

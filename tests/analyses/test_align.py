@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from modegap.analyses.align import AlignConfig, Modes, align
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
@@ -281,6 +282,11 @@ def test_saved_modes_come_back_whole(write: Write, tmp_path: Path) -> None:
     assert again.to_json() == modes.to_json()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     other = tmp_path / "other.safetensors"
+    save_file({"U": np.eye(2)}, other)
+    with pytest.raises(
+        ValueError, match=r"expected a modegap.modes/1 file written by Modes.save, got format None"
+    ):
+        Modes.load(other)
     other.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a safetensors file of modes"):
         Modes.load(other)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
+from numpy.typing import NDArray
 
-from modegap.analyses.ablate import AblateConfig, AblationResult, Condition, Draw
-from modegap.analyses.ablate.statistics import Paired
-from modegap.analyses.ablate.subsets import Subset
-from modegap.analyses.align import AlignConfig, Modes
-from modegap.analyses.probe import Cell, ProbeConfig, ProbeResult
-from modegap.analyses.probe.fit import Scores
+from modegap.analyses.align import Modes, align
+from modegap.analyses.probe import ProbeResult, probe
 from modegap.analyses.report import Item, Report, Section, write_report
 from modegap.analyses.report.badges import badges, certificates
 from modegap.analyses.report.charts import specification
@@ -30,67 +28,61 @@ from modegap.analyses.report.figures import (
 from modegap.analyses.report.figures.axes import log_axis
 from modegap.analyses.report.text import cell, inline, number, paragraphs, slug, span
 from modegap.engine.certificate import Certificate
-from tests.analyses.report_fakes import CERTIFICATE, POOR, FakeResult, modes, table
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
+from tests.analyses.report_fakes import CERTIFICATE, POOR, FakeResult, modes, probes, table
 
 GOOD = Certificate(mode="precise", kernel_paths={}, count=500, width=4, rank=4, audit_error=1e-7)
 
 
-def real_modes() -> Modes:
-    values = np.array([4.0, 2.0, 1.0, 1e-9])
-    rho = np.array([0.0, 3.0, 0.2, np.nan])
-    return Modes(
-        point="adapter_output",
-        text_point="text_embedding",
-        rows="tokens",
-        config=AlignConfig(),
-        eigenvalues=values,
-        U=np.eye(4),
-        text_variance=rho * values,
-        rho=rho,
-        rho_low=np.array([0.0, 2.0, np.nan, np.nan]),
-        rho_high=np.array([0.1, 5.0, np.nan, np.nan]),
-        floor=np.zeros(4),
-        considered=np.arange(3),
-        n=500,
-        n_text=400,
-        n_samples=50,
-        n_samples_text=40,
-        shrinkage=(0.0, 0.0),
-        groups=10,
-        paired=True,
-        warnings=("one mode lies under the noise floor",),
-        certificate=GOOD,
-        text_certificate=replace(GOOD, count=12, n_over_d=None),
+def store_of(path: Path, point: str, rows: NDArray[np.float32], **labels: list[str]) -> ActivationStore:
+    """A store of pooled rows [samples, d] at one point."""
+    ids = [f"s{index}" for index in range(len(rows))]
+    plan = StorePlan({point: PointPlan(rows.shape[1], "pooled", dtype="float32")}, ids, labels)
+    store = ActivationStore.create(path, plan)
+    with store.writer() as writer:
+        for index, row in enumerate(rows):
+            writer.put(index, {point: SampleRows(pooled=row)})
+    return ActivationStore.open(path)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Modes, ProbeResult]:
+    """Three modes, the largest modality-specific, from 200 modal and 12 text rows; a probe of two labels."""
+    folder = tmp_path_factory.mktemp("stores")
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 200)
+    modal = np.linalg.qr(rng.standard_normal((200, 3)))[0] * np.sqrt(200) * [3.0, 2.0, 1.0]
+    text = np.linalg.qr(rng.standard_normal((12, 3)))[0] * np.sqrt(12) * [0.3, 4.0, 1.0]
+    modal[:, 0] += 2.0 * label
+    labels = {"easy": [f"c{value}" for value in label], "alone": [f"c{index}" for index in range(200)]}
+    first = store_of(folder / "modal.zarr", "adapter_output", modal.astype(np.float32), **labels)
+    second = store_of(folder / "text.zarr", "text_embedding", text.astype(np.float32))
+    with pytest.warns(UserWarning, match="n/d = 4"):
+        modes = align(first, second, interval=None)
+    return modes, probe(first, ["adapter_output"], ["easy", "alone"])
+
+
+def ablation_result() -> Any:
+    """What `ablation_rows` reads of an AblationResult: one subset and a random control of three draws."""
+
+    def change(percent: float) -> SimpleNamespace:
+        return SimpleNamespace(percent=percent, percent_low=percent - 1, percent_high=percent + 1, p=0.05)
+
+    def draw(percent: float) -> SimpleNamespace:
+        return SimpleNamespace(change=change(percent), variance=0.25)
+
+    return SimpleNamespace(
+        conditions=(
+            SimpleNamespace(name="ms", change=change(-2.0), n_modes=2, variance=0.25, draws=(draw(-2.0),)),
+            SimpleNamespace(
+                name="random*3",
+                change=change(2.0),
+                n_modes=2,
+                variance=0.25,
+                draws=(draw(0.5), draw(1.5), draw(4.0)),
+            ),
+        )
     )
-
-
-def real_probes() -> ProbeResult:
-    def score(seed: int, accuracy: float) -> Scores:
-        return Scores(seed=seed, accuracy=accuracy, macro_f1=accuracy, converged=True, n_train=8, n_test=2)
-
-    cells = (
-        Cell("adapter_output", "digit", 10, 4, 0.3, (score(42, 0.8), score(43, 0.9))),
-        Cell("llm_final", "digit", 10, 4, 0.3, (score(42, 0.7), score(43, 0.7))),
-        Cell("llm_final", "scan", message="one sample a class"),
-    )
-    points, labels = ("adapter_output", "llm_final"), ("digit", "scan")
-    return ProbeResult(ProbeConfig(), points, labels, cells, GOOD)
-
-
-def real_ablation() -> AblationResult:
-    def paired(percent: float) -> Paired:
-        return Paired(percent / 100, percent, percent - 1, percent + 1, 2.0, 0.05, 6)
-
-    def draw(name: str, seed: int | None, percent: float) -> Draw:
-        return Draw(Subset(name, (seed or 0, 5), seed), 0.25, 0.2, np.full(6, 1.0), paired(percent))
-
-    random = tuple(draw("random", seed, percent) for seed, percent in ((1, 0.5), (2, 1.5), (3, 4.0)))
-    conditions = (
-        Condition("ms", (draw("ms", None, -2.0),), paired(-2.0)),
-        Condition("random*3", random, paired(2.0)),
-    )
-    ids = tuple("abcdef")
-    return AblationResult(AblateConfig(), "lab:plain", "adapter_output", ids, np.ones(6), conditions, GOOD)
 
 
 def rows_of(chart: Any) -> list[dict[str, Any]]:
@@ -98,20 +90,32 @@ def rows_of(chart: Any) -> list[dict[str, Any]]:
     return list(values)
 
 
-def test_rows_of_modes() -> None:
-    rows = mode_rows(real_modes(), "lab")
+def test_rows_of_modes(results: tuple[Modes, ProbeResult]) -> None:
+    rows = mode_rows(results[0], "lab")
     assert [row["mode"] for row in rows] == [0, 1, 2]
-    assert [row["is_ms"] for row in rows] == [True, False, True]
-    assert [row["rho_low"] for row in rows] == [0.0, 2.0, None]
-    assert rows[1]["cumulative"] == pytest.approx(6 / 7)
+    assert [row["is_ms"] for row in rows] == [True, False, False]
+    assert [row["rho_low"] for row in rows] == [None] * 3  # no interval was asked for
+    values = [row["eigenvalue"] for row in rows]
+    assert rows[1]["cumulative"] == pytest.approx(sum(values[:2]) / sum(values))
     assert {row["model"] for row in rows} == {"lab"}
 
 
 def test_spectrum_draws_a_rho_of_zero_at_the_edge_and_keeps_its_value() -> None:
-    rows = rows_of(mode_spectrum(mode_rows(real_modes(), "lab"), threshold=0.5))
-    assert [row["rho"] for row in rows] == [0.0, 3.0, 0.2]
-    assert [row["rho_drawn"] for row in rows] == [pytest.approx(3e-8), 3.0, 0.2]
-    assert [row["high_drawn"] for row in rows] == [0.1, 5.0, None]
+    given = [
+        {**row, "rho": rho, "rho_low": low, "rho_high": high}
+        for row, rho, low, high in zip(
+            modes(1, 4),
+            [0.0, 3.0, 0.2, float("nan")],
+            [0.0, 2.0, None, None],
+            [0.1, 5.0, None, None],
+            strict=True,
+        )
+    ]
+    rows = rows_of(mode_spectrum(given, threshold=0.5))
+    assert [row["rho"] for row in rows] == [0.0, 3.0, 0.2, None]
+    assert [row["rho_drawn"] for row in rows] == [pytest.approx(3e-8), 3.0, 0.2, None]
+    assert [row["low_drawn"] for row in rows] == [pytest.approx(3e-8), 2.0, None, None]
+    assert [row["high_drawn"] for row in rows] == [0.1, 5.0, None, None]
     assert {row["threshold"] for row in rows} == {0.5}
 
 
@@ -136,17 +140,17 @@ def test_spectra_share_one_scale_of_rho() -> None:
     assert all(domain == domains[0] for domain in domains)
 
 
-def test_rows_of_probes_leave_out_what_was_not_fitted() -> None:
-    rows = probe_rows(real_probes(), "lab")
-    assert [(row["label"], row["point"]) for row in rows] == [
-        ("digit", "adapter_output"),
-        ("digit", "llm_final"),
-    ]
-    assert rows[0]["accuracy"] == pytest.approx(0.85)
-    assert rows[0]["std"] == pytest.approx(np.std([0.8, 0.9], ddof=1))
-    assert rows[0]["chance"] == 0.25
-    drawn = rows_of(probe_curves(rows))
-    assert drawn[0]["high"] == pytest.approx(0.85 + rows[0]["std"])
+def test_rows_of_probes_leave_out_what_was_not_fitted(results: tuple[Modes, ProbeResult]) -> None:
+    (row,) = probe_rows(results[1], "lab")  # every sample is a class of its own under "alone"
+    cell = results[1].cells[0]
+    assert row == {
+        "label": "easy",
+        "point": "adapter_output",
+        "accuracy": cell.accuracy,
+        "std": cell.accuracy_std,
+        "chance": 0.5,
+        "model": "lab",
+    }
 
 
 def test_probe_error_bars_stay_within_0_and_1() -> None:
@@ -157,14 +161,14 @@ def test_probe_error_bars_stay_within_0_and_1() -> None:
 
 
 def test_several_models_get_a_legend() -> None:
-    both = probe_rows(real_probes(), "plain") + probe_rows(real_probes(), "aligned")
+    both = [{**row, "model": model} for model in ("plain", "aligned") for row in probes(("digit",))]
     layer = specification(probe_curves(both))["concat"][0]["layer"][1]
     assert layer["encoding"]["color"]["scale"]["domain"] == ["plain", "aligned"]
     assert layer["encoding"]["color"]["legend"] == {"title": None}
 
 
 def test_rows_of_an_ablation() -> None:
-    rows = ablation_rows(real_ablation())
+    rows = ablation_rows(ablation_result())
     assert [row["condition"] for row in rows] == ["ms", *["random*3"] * 4]
     assert [row["delta"] for row in rows if row["draw"]] == [0.5, 1.5, 4.0]
     assert rows[0] | {} == {
@@ -196,20 +200,23 @@ def test_log_axis_covers_the_values_in_whole_decades() -> None:
     assert log_axis("t", [1.0])["scale"]["domain"] == [1.0, 10.0]
 
 
-def test_real_results_make_a_report(tmp_path: Path) -> None:
-    results = [real_modes(), Item(real_ablation(), title="Ablation"), Item(real_probes(), name="probes")]
-    html = write_report(Report("T", [], [Section("S", "s", "", results)]), tmp_path).read_text(
-        encoding="utf-8"
-    )
-    assert {p.stem for p in tmp_path.glob("figures/*.png")} == {"s-modes", "s-ablation", "probes"}
-    assert {p.stem for p in tmp_path.glob("tables/*.csv")} == {"s-modes", "s-ablation", "probes"}
-    assert html.count("one mode lies under the noise floor") == 1
-    assert html.count('<li class="part">text</li>') == 2
-    assert (
-        html.count('class="badge warn"') == 2
-    )  # n/d of the text law, under the result and in its certificate
-    spec = json.loads((tmp_path / "figures" / "s-modes.json").read_text(encoding="utf-8"))
-    assert len(spec["vconcat"]) == 2
+def test_real_results_make_a_report(results: tuple[Modes, ProbeResult], tmp_path: Path) -> None:
+    items = [results[0], Item(results[1], name="probes")]
+    html = write_report(Report("T", [], [Section("S", "s", "", items)]), tmp_path).read_text(encoding="utf-8")
+    assert {p.stem for p in tmp_path.glob("figures/*.png")} == {"s-modes", "probes"}
+    assert {p.stem for p in tmp_path.glob("tables/*.csv")} == {"s-modes", "probes"}
+    assert html.count('<li class="part">text</li>') == 2  # under the result and among the certificates
+    assert "n/d</span> 4 (12 / 3)" in html
+    for warning in results[0].warnings:
+        assert html.count(str(escape(warning))) == 1
+
+
+@dataclass(frozen=True)
+class TwoLaws:
+    """A result with a certificate for each of two laws."""
+
+    certificate: Certificate
+    text_certificate: Certificate
 
 
 def tones(facts: dict[str, Any]) -> dict[str, str]:
@@ -255,7 +262,7 @@ def test_badge_limits(facts: dict[str, Any], expected: dict[str, str]) -> None:
 
 
 def test_certificates_are_found_by_field_and_flattened() -> None:
-    whole, text = certificates(real_modes(), "Modes")
+    whole, text = certificates(TwoLaws(GOOD, replace(GOOD, count=12, n_over_d=None)), "Modes")
     assert (whole.part, text.part) == ("", "text")
     assert ("n over d", "3") in text.facts
     (one,) = certificates(FakeResult(None, table()), "Fake")

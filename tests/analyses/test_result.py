@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def test_a_narrow_terminal_cuts_no_number() -> None:
     from rich.console import Console
 
     table = Table("t", [f"a long header {k}" for k in range(6)], [[1234.5678 + k for k in range(6)]])
-    console = Console(width=70, file=io.StringIO(), record=True)
+    console = Console(width=76, file=io.StringIO(), record=True)
     console.print(table.to_rich())
     shown = console.export_text()
     assert all(str(1234.5678 + k) in shown for k in range(6))
@@ -135,3 +137,14 @@ def test_unknown_options_name_the_nearest() -> None:
     assert with_options(_Options(), {"top": 7}) == _Options(top=7)
     with pytest.raises(ValueError, match=r"no option 'treshold'.*did you mean 'threshold'.*threshold, top"):
         with_options(_Options(), {"treshold": 1})
+
+
+@pytest.mark.parametrize("name", ["align", "ablate", "probe"])
+def test_options_import_no_torch(name: str) -> None:
+    code = (
+        f"import sys; import modegap.analyses.{name}.config; import modegap.analyses.result; "
+        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'altair', 'zarr'} & set(sys.modules); "
+        "sys.exit(' '.join(sorted(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -78,32 +78,31 @@ def test_pooling_sees_no_padding() -> None:
 @pytest.mark.parametrize(
     ("points", "runs", "rests"),
     [
-        (["adapter_output"], "model.multi_modal_projector", "model.language_model.layers.0"),
-        (["encoder_output"], "model.vision_tower", "model.language_model.layers.0"),
-        (["llm_hidden_0"], "model.language_model", "model.language_model.layers.0"),
-        (
-            ["llm_hidden_1", "adapter_output"],
-            "model.language_model.layers.0",
-            "model.language_model.layers.1",
-        ),
-        (["llm_hidden_2"], "model.language_model.layers.1", "model.language_model.layers.2"),
-        (["llm_final"], "model.language_model.norm", "lm_head"),
-        (["*"], "model.language_model.norm", "lm_head"),
-        (["text_embedding"], "model.language_model.embed_tokens", "model.vision_tower"),
+        (["adapter_output"], "{adapter}", "{layers}.0"),
+        (["encoder_output"], "{encoder}", "{layers}.0"),
+        (["llm_hidden_0"], "{decoder}", "{layers}.0"),
+        (["llm_hidden_1", "adapter_output"], "{layers}.0", "{layers}.1"),
+        (["llm_hidden_2"], "{layers}.1", "{layers}.2"),
+        (["llm_final"], "{norm}", "{layers}.3"),
+        (["*"], "{norm}", "{layers}.3"),
+        (["text_embedding"], "{embedding}", "{encoder}"),
     ],
 )
 def test_the_forward_stops_at_the_last_point(points: list[str], runs: str, rests: str) -> None:
     loaded = tiny.llava()
     inputs = loaded.collate(tiny.image_samples(3))
+    parts = loaded.structure
+    names = {name: getattr(parts, name) for name in parts.__slots__}
+    runs, rests = runs.format(**names), rests.format(**names)
+    head = loaded.model.get_output_embeddings()
+    (head_path,) = [path for path, module in loaded.model.named_modules() if module is head]
     with Capturer(loaded, loaded.select(points)) as capture:
         counted = calls(loaded.model)
         capture(inputs)
     assert counted[runs] >= 1
-    assert "lm_head" not in counted
-    # a pre-hook fires also where a later pre-hook stops: llm_hidden_0 stops before the first layer's own
-    # forward
-    inner = [path for path in counted if path.startswith(rests + ".")]
-    assert not inner, inner
+    assert head_path not in counted
+    # our own pre-hook stops llm_hidden_0 before the first layer's forward, but after the counting one
+    assert [path for path in counted if path.startswith(rests + ".")] == []
     if points != ["llm_hidden_0"]:
         assert rests not in counted
 
@@ -122,7 +121,7 @@ def test_hooks_and_mode_come_back_also_after_errors() -> None:
     loaded = tiny.llava()
     inputs = loaded.collate(tiny.image_samples(2))
     loaded.model(**inputs.tensors)  # transformers installs hooks of its own in the first forward
-    users = loaded.model.lm_head.register_forward_hook(lambda *_: None)
+    users = loaded.model.get_output_embeddings().register_forward_hook(lambda *_: None)
     loaded.model.train()
     before = hooks(loaded.model)
     with Capturer(loaded, loaded.select(["*"])) as capture:
@@ -134,7 +133,7 @@ def test_hooks_and_mode_come_back_also_after_errors() -> None:
     assert hooks(loaded.model) == before
     assert loaded.model.training
     users.remove()
-    bad = adopt(loaded.model, loaded.processor, points={"x": "model.vision_tower", "y": "lm_head"})
+    bad = adopt(loaded.model, loaded.processor, points={"x": loaded.structure.encoder})
     with pytest.raises(EngineError), Capturer(bad, bad.select(["x", "encoder_output"])) as capture:
         capture(bad.collate(tiny.text_samples(2)))
     assert hooks(loaded.model) == before - 1
@@ -190,8 +189,9 @@ def test_modules_that_do_not_run_or_run_twice() -> None:
     idle = adopt(made.model, made.processor, points={"idle": "spare"})
     with pytest.raises(EngineError, match="spare did not run in the forward"):
         run(idle, idle.select(["idle"]), inputs)
-    made.model.model.language_model.layers[1].mlp = made.model.model.language_model.layers[0].mlp
-    twice = adopt(made.model, made.processor, points={"mlp": "model.language_model.layers.0.mlp"})
+    first, second = list(made.model.get_submodule(made.structure.layers))[:2]
+    second.mlp = first.mlp
+    twice = adopt(made.model, made.processor, points={"mlp": f"{made.structure.layers}.0.mlp"})
     with pytest.raises(EngineError, match="mlp runs more than once"):
         run(twice, twice.select(["mlp", "llm_final"]), inputs)
 
@@ -199,9 +199,10 @@ def test_modules_that_do_not_run_or_run_twice() -> None:
 def test_rows_that_do_not_fit_the_placeholders() -> None:
     made = tiny.llava()
     inputs = made.collate(tiny.image_samples(2))
-    wide = adopt(made.model, made.processor, points={"adapter_output": "model.vision_tower.encoder.layers.2"})
+    stack = next(p for p, _ in made.model.named_modules() if p.endswith("encoder.layers"))
+    wide = adopt(made.model, made.processor, points={"adapter_output": f"{stack}.2"})
     with pytest.raises(EngineError, match="17 rows a sample, the prompt of 'image-0' has 16 placeholders"):
         run(wide, wide.select(["adapter_output"]), inputs)
-    text = adopt(made.model, made.processor, points={"llm_final": "model.vision_tower.encoder.layers.2"})
+    text = adopt(made.model, made.processor, points={"llm_final": f"{stack}.2"})
     with pytest.raises(EngineError, match=r"got shape \[2, 17, 32\] for \[2, 21\] tokens"):
         run(text, text.select(["llm_final"]), inputs)

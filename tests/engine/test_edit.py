@@ -50,7 +50,9 @@ def test_target_nll_is_the_loop(family: str, side: str) -> None:
 def test_the_head_runs_on_the_targets_only() -> None:
     loaded = tiny.llava()
     seen = []
-    handle = loaded.model.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    handle = loaded.model.get_output_embeddings().register_forward_hook(
+        lambda m, args, out: seen.append(out.shape)
+    )
     samples = tiny.image_samples(4)
     target_nll(loaded, samples, batch_size=4)
     handle.remove()
@@ -86,7 +88,7 @@ def test_editing_the_adapter_is_editing_its_weights() -> None:
     samples = tiny.image_samples(3)
     edited = target_nll(loaded, samples, edit=("adapter_output", lambda x: 2 * x))
     with torch.no_grad():
-        last = loaded.model.model.multi_modal_projector.linear_2
+        last = loaded.model.get_submodule(loaded.structure.adapter).linear_2
         last.weight.mul_(2)
         last.bias.mul_(2)
     np.testing.assert_allclose(edited, target_nll(loaded, samples), rtol=1e-6)
@@ -104,7 +106,7 @@ def test_gradients_flow_through_an_edit() -> None:
 
 def test_hooks_go_after_errors_and_users_hooks_stay() -> None:
     loaded = tiny.llava()
-    users = loaded.model.lm_head.register_forward_hook(lambda *args: None)
+    users = loaded.model.get_output_embeddings().register_forward_hook(lambda *args: None)
     inputs = loaded.collate(tiny.image_samples(1))
     loaded.model(**inputs.tensors)  # transformers installs hooks of its own in the first forward
     count = hooks(loaded.model)

@@ -40,11 +40,13 @@ def test_every_hidden_state_is_transformers_own(family: str, side: str) -> None:
 def test_llava_encoder_output_is_what_the_adapter_is_fed(layer: int) -> None:
     loaded = tiny.llava(layer=layer)
     inputs = loaded.collate(tiny.image_samples(3))
-    core = loaded.model.model
+    parts = {
+        name: loaded.model.get_submodule(getattr(loaded.structure, name)) for name in ("encoder", "adapter")
+    }
     with torch.no_grad():
-        states = core.vision_tower(inputs.tensors["pixel_values"], output_hidden_states=True).hidden_states
+        states = parts["encoder"](inputs.tensors["pixel_values"], output_hidden_states=True).hidden_states
         fed = states[layer][:, 1:]  # without CLS
-        projected = core.multi_modal_projector(fed)
+        projected = parts["adapter"](fed)
     with Capturer(loaded, loaded.select(["encoder_output", "adapter_output"])) as capture:
         found = capture(inputs)
     assert torch.equal(found["encoder_output"].x, fed)
@@ -90,10 +92,10 @@ class OldLayout(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        new = tiny.llava().model
+        new = tiny.llava()
         self.vision_tower = nn.Module()
-        self.vision_tower.vision_model = new.model.vision_tower
-        self.multi_modal_projector = new.model.multi_modal_projector
+        self.vision_tower.vision_model = new.model.get_submodule(new.structure.encoder)
+        self.multi_modal_projector = new.model.get_submodule(new.structure.adapter)
         self.language_model = hf.LlamaForCausalLM(hf.LlamaConfig(**tiny.TEXT))
 
     def get_input_embeddings(self) -> nn.Module:
@@ -170,20 +172,20 @@ def test_points_of_the_users_own() -> None:
     }
     loaded = adopt(made.model, made.processor, points=points)
     inputs = loaded.collate(tiny.image_samples(2))
-    core = made.model.model
+    tower = made.model.get_submodule(made.structure.encoder)
     with torch.no_grad():
-        states = core.vision_tower(inputs.tensors["pixel_values"], output_hidden_states=True).hidden_states
+        states = tower(inputs.tensors["pixel_values"], output_hidden_states=True).hidden_states
     with Capturer(loaded, loaded.select(list(points))) as capture:
         found = capture(inputs)
     assert torch.equal(found["clip_2"].x, states[2])  # CLS included: rows of its own
     assert found["clip_2"].mask.all()
     assert torch.equal(found["mlp_in"].mask, inputs.attention)
     with pytest.raises(
-        EngineError, match=r"no module 'model.vision_tower.encoder.layer.1'; the nearest is 'model.vis"
+        EngineError, match=r"has no module '.*encoder\.layer\.1'; the nearest is '.*layers\.1'"
     ):
-        adopt(made.model, made.processor, points={"x": "model.vision_tower.encoder.layer.1"})
+        adopt(made.model, made.processor, points={"x": stack[:-1] + ".1"})
     with pytest.raises(EngineError, match=r"expected module\.path"):
-        adopt(made.model, made.processor, points={"x": "model.vision_tower:middle"})
+        adopt(made.model, made.processor, points={"x": f"{stack}:middle"})
 
 
 def test_describe_folds_the_layers() -> None:

@@ -67,7 +67,7 @@ def kill_until_done(path: Path, n: int, kills: int, longest: float, seed: int) -
 
 
 def test_a_dozen_kills(tmp_path: Path) -> None:
-    kill_until_done(tmp_path, n=400, kills=12, longest=0.12, seed=1)
+    kill_until_done(tmp_path, n=250, kills=12, longest=0.12, seed=1)
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_dozen_kills(tmp_path: Path) -> None:
 def test_a_hundred_and_twenty_kills(tmp_path: Path) -> None:
     for seed in range(4):
         (tmp_path / str(seed)).mkdir()
-        kill_until_done(tmp_path / str(seed), n=1200, kills=30, longest=0.2, seed=seed)
+        kill_until_done(tmp_path / str(seed), n=600, kills=30, longest=0.2, seed=seed)
 
 
 def test_two_processes_write_their_parts_at_once(tmp_path: Path) -> None:

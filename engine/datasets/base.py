@@ -37,11 +37,17 @@ class Dataset(Protocol):
     modality: Modality
     ids: Sequence[str]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Samples in the data set."""
+        ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, its media decoded."""
+        ...
 
-    def __iter__(self) -> Iterator[Sample]: ...
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples in order."""
+        ...
 
     def labels(self) -> Mapping[str, Sequence[Label]]:
         """Label columns, each as long as the data set; known without decoding media."""

@@ -23,7 +23,8 @@ class PromptStyle:
 
     Attributes:
         modality: what the placeholder stands for.
-        placeholder: the text that the processor expands to one token a media row.
+        placeholder: the token that the processor expands to one a media row.
+        inserted: the placeholder between its markers, where the family has some.
         wrap: `chat` applies the processor's chat template; `plain` puts the placeholder in front of the
             question.
         separator: what stands between placeholder and question when plain.
@@ -31,6 +32,7 @@ class PromptStyle:
 
     modality: Modality
     placeholder: str
+    inserted: str
     wrap: Literal["chat", "plain"]
     separator: str
 
@@ -44,7 +46,7 @@ class PromptStyle:
         if self.placeholder in question:
             return question
         if self.wrap == "plain":
-            return f"{self.placeholder}{self.separator}{question}"
+            return f"{self.inserted}{self.separator}{question}"
         content = [{"type": self.modality}, {"type": "text", "text": question}]
         message = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
@@ -59,11 +61,11 @@ def style_of(processor: Any, modality: Modality) -> PromptStyle | None:
     family = type(processor).__name__.lower()
     template = getattr(processor, "chat_template", None)
     if template and not family.startswith(PLAIN):
-        return PromptStyle(modality, placeholder, "chat", "")
+        return PromptStyle(modality, placeholder, placeholder, "chat", "")
     if family.startswith("qwen2audio"):  # the base model's own form, where there is no chat template
         around = (getattr(processor, "audio_bos_token", ""), getattr(processor, "audio_eos_token", ""))
-        return PromptStyle(modality, f"{around[0]}{placeholder}{around[1]}", "plain", "")
-    return PromptStyle(modality, placeholder, "plain", "\n")
+        return PromptStyle(modality, placeholder, f"{around[0]}{placeholder}{around[1]}", "plain", "")
+    return PromptStyle(modality, placeholder, placeholder, "plain", "\n")
 
 
 def modality_of_processor(processor: Any) -> Modality:

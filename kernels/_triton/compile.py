@@ -78,6 +78,7 @@ def specs(cc: int) -> Iterator[Spec]:
 def _energy_specs(cc: int) -> Iterator[Spec]:
     for name, table, dtype, low in (
         ("narrow", energy.NARROW, "*fp16", True),
+        ("single", energy.SINGLE, "*fp16", False),
         ("wide", energy.WIDE, "*fp16", False),
         ("pair", energy.PAIR, "*fp16", True),
         ("fp32", energy.FP32, "*fp32", False),
@@ -86,6 +87,15 @@ def _energy_specs(cc: int) -> Iterator[Spec]:
         types |= dict.fromkeys(("n", "d", "columns", "stride"), "i32")
         constants = {"LOW": low, "GROUP": energy.GROUP}
         yield _spec(f"energy {name}", energy.energy_kernel, types, constants, _newest(table, cc))
+    finish = {
+        "part": "*fp32",
+        "out": "*fp64",
+        "scale": "*fp64",
+        "blocks": "i32",
+        "K": "i32",
+        "columns": "i32",
+    }
+    yield Spec("energy finish", energy.energy_finish_kernel, finish, {"BB": 128, "BK": 8}, 4, 3)
 
 
 def _ablate_specs(cc: int) -> Iterator[Spec]:
@@ -97,6 +107,10 @@ def _ablate_specs(cc: int) -> Iterator[Spec]:
             yield _spec(
                 f"ablate {dtype[1:]} {columns}", ablate.ablate_kernel, types, constants, _newest(table, cc)
             )
+
+    types = {"z": "*fp16", "c": "*fp32", "out": "*fp16", "high": "*fp16", "low": "*fp16"}
+    types |= {**dict.fromkeys(("rows", "d", "columns", "stride"), "i32"), "scale": "fp32"}
+    yield _spec("subtract", ablate.subtract_kernel, types, {}, _newest(ablate.MANY, cc))
 
 
 def _ghost_specs(cc: int) -> Iterator[Spec]:

@@ -50,6 +50,12 @@ FULL = {
     128: {80: Config({"BM": 32, "BD": 32}, warps=4, stages=2)},
 }
 """fp32 states, in three tf32 products."""
+MANY = {
+    80: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=2),
+    86: Config({"BM": 64, "BD": 64, "BK": 32}, warps=4, stages=2),
+    90: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=3),
+}
+"""fp16 and bf16 states, more than 128 directions."""
 
 
 @triton.jit
@@ -87,18 +93,66 @@ def ablate_kernel(
     back = (unit / (scale * scale))[:, None]
     main = c.to(z.dtype.element_ty)
     rest = (c - main.to(tl.float32)).to(z.dtype.element_ty)
-    for j in tl.range(0, d, BD):
+    last = (d - 1) // BD * BD
+    for i in tl.range(0, d, BD):
+        j = last - i  # backwards: what was read last is still in L2
         inside = j + column < d
         keep = live & inside[None, :]
-        t = tl.load(z + row[:, None] * stride + (j + column)[None, :], mask=keep, other=0.0)
+        at = z + row[:, None] * stride + (j + column)[None, :]
+        t = tl.load(at, mask=keep, other=0.0, eviction_policy="evict_first").to(tl.float32)
         at = (j + column)[:, None] * KP + mode[None, :]
         u = tl.load(high + at, mask=inside[:, None], other=0.0).T
         part = tl.dot(main, u, input_precision="tf32x3")
         if LOW:
             part = tl.dot(rest, u, part)
             part = tl.dot(main, tl.load(low + at, mask=inside[:, None], other=0.0).T, part)
-        result = t.to(tl.float32) - part * back
-        tl.store(out + row[:, None] * d + (j + column)[None, :], result.to(z.dtype.element_ty), mask=keep)
+        result = (t - part * back).to(z.dtype.element_ty)
+        at = row[:, None] * d + (j + column)[None, :]
+        tl.store(out + at, result, mask=keep, cache_modifier=".cs")
+
+
+@triton.jit
+def subtract_kernel(
+    z,
+    c,
+    out,
+    high,
+    low,
+    rows,
+    d,
+    columns,
+    stride,
+    scale,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """out = z - c U' for a block of BM x BD, c [rows, 2 columns] as the products with U's high and low parts."""
+    row = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    column = tl.program_id(0) * BD + tl.arange(0, BD)
+    live = (row < rows)[:, None]
+    inside = column < d
+    total = tl.zeros((BM, BD), tl.float32)
+    for k in tl.range(0, columns, BK):
+        mode = k + tl.arange(0, BK)
+        some = mode < columns
+        at = c + row[:, None] * (2 * columns) + mode[None, :]
+        x = tl.load(at, mask=live & some[None, :], other=0.0)
+        x += tl.load(at + columns, mask=live & some[None, :], other=0.0)
+        unit = tl.exp2(tl.floor(tl.log2(tl.maximum(tl.max(tl.abs(x), axis=1), 1e-30))))[:, None]
+        x = x / unit
+        main = x.to(z.dtype.element_ty)
+        rest = (x - main.to(tl.float32)).to(z.dtype.element_ty)
+        at = column[:, None] * columns + mode[None, :]
+        u = tl.load(high + at, mask=inside[:, None] & some[None, :], other=0.0).T
+        part = tl.dot(main, u)
+        part = tl.dot(rest, u, part)
+        part = tl.dot(main, tl.load(low + at, mask=inside[:, None] & some[None, :], other=0.0).T, part)
+        total += part * unit
+    keep = live & inside[None, :]
+    t = tl.load(z + row[:, None] * stride + column[None, :], mask=keep, other=0.0).to(tl.float32)
+    result = t - total / (scale * scale)
+    tl.store(out + row[:, None] * d + column[None, :], result.to(z.dtype.element_ty), mask=keep)
 
 
 def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
@@ -107,7 +161,9 @@ def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
     K = U.shape[1]
     if K <= MOST:
         return "fused, high and low parts" if z.dtype is not torch.float32 else "fused, tf32 x 3"
-    return "half GEMMs on high and low parts" if z.dtype is not torch.float32 else None
+    return (
+        "library GEMM and subtraction by tiles, high and low parts" if z.dtype is not torch.float32 else None
+    )
 
 
 class _Ablate(torch.autograd.Function):
@@ -139,7 +195,7 @@ def _ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
         return out.copy_(rows).view(z.shape)
     with torch.cuda.device_of(z):
         if K > MOST:
-            _by_gemm(rows, split(U, z.dtype, K, scale=SCALE), out)
+            _by_gemm(rows, split(U, z.dtype, triton.cdiv(K, 16) * 16, scale=SCALE), out)
         else:
             _fused(rows, U, out)
     return out.view(z.shape)
@@ -166,18 +222,25 @@ def _fused(rows: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
     )
 
 
-def _by_gemm(rows: torch.Tensor, cut: Split, out: torch.Tensor, block: int = 4096) -> None:
-    """c in fp32 by one product with both parts; the difference by one more, by row blocks to bound the workspace."""
-    K = cut.high.shape[1]
-    both = torch.cat([cut.high, cut.low], dim=1)
-    back = torch.cat([cut.high, cut.high, cut.low], dim=1).T
-    for lo in range(0, len(rows), block):
-        part = rows[lo : lo + block]
-        c = torch.mm(part, both, out_dtype=torch.float32)
-        c = c[:, :K] + c[:, K:]
-        unit = torch.exp2(torch.floor(torch.log2(c.abs().amax(1, keepdim=True).clamp_min(1e-30))))
-        c /= unit
-        main = c.to(rows.dtype)
-        rest = (c - main.float()).to(rows.dtype)
-        delta = torch.mm(torch.cat([main, rest, main], dim=1), back, out_dtype=torch.float32)
-        out[lo : lo + block] = torch.addcmul(part.float(), delta, unit, value=-1.0 / float(cut.scale) ** 2)
+def _by_gemm(rows: torch.Tensor, cut: Split, out: torch.Tensor) -> None:
+    """c by one library product with both parts of U; the subtraction by tiles."""
+    c = torch.mm(rows, torch.cat([cut.high, cut.low], dim=1), out_dtype=torch.float32)
+    _subtract(rows, c, cut, out)
+
+
+def _subtract(rows: torch.Tensor, c: torch.Tensor, cut: Split, out: torch.Tensor) -> None:
+    n, d = rows.shape
+    config = pick(MANY, rows.device)
+    subtract_kernel[(triton.cdiv(d, int(config.blocks["BD"])), triton.cdiv(n, int(config.blocks["BM"])))](
+        rows,
+        c,
+        out,
+        cut.high,
+        cut.low,
+        n,
+        d,
+        cut.high.shape[1],
+        rows.stride(0),
+        float(cut.scale),
+        **config.launch,
+    )

@@ -10,6 +10,8 @@ where U is wider than the rows: high and low parts). Bytes: x once a 256 columns
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +26,9 @@ NARROW = {
     86: Config({"BM": 128, "BN": 64, "BK": 32}, warps=8, stages=4),
     90: Config({"BM": 128, "BN": 64, "BK": 64}, warps=8, stages=5),
 }
-"""K up to 64: bound by reading x."""
+"""K up to 64, high and low parts: bound by reading x."""
+SINGLE = {80: NARROW[80], 86: NARROW[86], 90: Config({"BM": 128, "BN": 64, "BK": 128}, warps=8, stages=3)}
+"""The same with one product a tile."""
 WIDE = {
     80: Config({"BM": 128, "BN": 128, "BK": 32}, warps=8, stages=4),
     86: Config({"BM": 128, "BN": 128, "BK": 32}, warps=8, stages=3),
@@ -80,6 +84,21 @@ def energy_kernel(
     tl.store(part + i.to(tl.int64) * columns + column, tl.sum(acc * acc, axis=0), mask=column < columns)
 
 
+@triton.jit
+def energy_finish_kernel(part, out, scale, blocks, K, columns, BB: tl.constexpr, BK: tl.constexpr):
+    """out += the column sums of part in fp64, undoing the scale of U."""
+    column = tl.program_id(0) * BK + tl.arange(0, BK)
+    total = tl.zeros((BB, BK), tl.float64)
+    for b in range(0, blocks, BB):
+        block = b + tl.arange(0, BB)
+        live = (block < blocks)[:, None] & (column < K)[None, :]
+        at = part + block[:, None].to(tl.int64) * columns + column[None, :]
+        total += tl.load(at, mask=live, other=0.0).to(tl.float64)
+    factor = tl.load(scale)
+    energy = tl.sum(total, axis=0) / (factor * factor)
+    tl.store(out + column, tl.load(out + column, mask=column < K, other=0.0) + energy, mask=column < K)
+
+
 def _cuda(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
     if not x.is_cuda or x.dtype is torch.float64:
         return None
@@ -97,7 +116,7 @@ def configuration(x: torch.Tensor, low: bool, columns: int) -> Config:
     if x.dtype is torch.float32:
         return pick(FP32, x.device)
     if columns <= 64:
-        return pick(NARROW, x.device)
+        return pick(NARROW if low else SINGLE, x.device)
     return pick(PAIR if low else WIDE, x.device)
 
 
@@ -115,10 +134,12 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
     columns = triton.cdiv(K, 16) * 16
     low = not _exact(x, U)
     if U.dtype is x.dtype and columns == K and U.is_contiguous():
-        high, lower, scale = U.detach(), U.detach(), 1.0
+        high, lower, scale = U.detach(), U.detach(), _one(x.device)
     else:
         cut = split(U, x.dtype, columns, scale=None if low else 1.0)
-        high, lower, scale = cut.high, cut.low, cut.scale
+        high, lower = cut.high, cut.low
+        scale = cut.scale if isinstance(cut.scale, torch.Tensor) else _one(x.device)
+    sums = out.contiguous()
     config = configuration(x, low, columns)
     blocks = triton.cdiv(n, int(config.blocks["BM"]))
     part = torch.empty((blocks, columns), dtype=torch.float32, device=x.device)
@@ -136,4 +157,13 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
             GROUP=GROUP,
             **config.launch,
         )
-    out += part.sum(0, dtype=torch.float64)[:K] / (scale * scale)
+        energy_finish_kernel[(triton.cdiv(K, 8),)](
+            part, sums, scale, blocks, K, columns, BB=128, BK=8, num_warps=4
+        )
+    if sums is not out:
+        out.copy_(sums)
+
+
+@cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), dtype=torch.float64, device=device)

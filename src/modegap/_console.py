@@ -22,6 +22,8 @@ class Console:
         self.quiet = quiet
         self._out = RichConsole(highlight=False)
         self._err = RichConsole(stderr=True, highlight=False)
+        # A bar in a log file would only be noise.
+        self._hidden = quiet or not self._err.is_terminal
 
     def say(self, message: str) -> None:
         """A line of status for people; not part of the result."""
@@ -45,7 +47,7 @@ class Console:
             TimeRemainingColumn(),
         )
         begin = time.perf_counter()
-        with Progress(*columns, console=self._err, disable=self.quiet, transient=True) as bar:
+        with Progress(*columns, console=self._err, disable=self._hidden, transient=True) as bar:
             task = bar.add_task(label, total=None, rate="")
 
             def advance(done: int, total: int, nbytes: int = 0, label: str = label) -> None:

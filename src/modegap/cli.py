@@ -84,8 +84,10 @@ def _parse(name: str, configs: Sequence[type], args: list[str]) -> tuple[list[An
         required = {f.name for f in _required(config) if _is_list(hints[f.name])}
         parser.add_class_arguments(config, as_group=False, as_positional=True, skip=required)
         for field in sorted(required):
-            parser.add_argument(f"--{field}", type=list[str], required=True, help="names, after commas or spaces")
-    values = vars(parser.instantiate_classes(parser.parse_args(_plain(args, hints))))
+            parser.add_argument(
+                f"--{field}", type=list[str], required=True, help="names, after commas or spaces"
+            )
+    values = vars(parser.instantiate(parser.parse_args(_plain(args, hints))))
     values |= {key: tuple(item) for key, item in values.items() if isinstance(item, list)}
     filled = [config(**{f.name: values[f.name] for f in dataclasses.fields(config)}) for config in configs]
     return filled, values["json"], values["quiet"]
@@ -122,7 +124,9 @@ def _plain(args: list[str], hints: Mapping[str, Any]) -> list[str]:
         if hints[field] is bool:
             out.append(f"--{field}={taken[0] if taken else 'true'}")
         elif _is_list(hints[field]) and not (taken and taken[0].startswith("[")):
-            out.append(f"--{field}={json.dumps([name for word in taken for name in word.split(',') if name])}")
+            out.append(
+                f"--{field}={json.dumps([name for word in taken for name in word.split(',') if name])}"
+            )
         else:
             out += [f"--{field}={taken[0]}"] if taken else [f"--{field}"]
     return out
@@ -134,7 +138,10 @@ def _guarded(module: Any, configs: Sequence[Any], *, as_json: bool, quiet: bool)
     try:
         result = module.run(*configs, console)
     except KeyboardInterrupt:
-        print("modegap: interrupted; what was committed is kept, run the command again to go on", file=sys.stderr)
+        print(
+            "modegap: interrupted; what was committed is kept, run the command again to go on",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:
         if os.environ.get("MODEGAP_TRACEBACK") or not _is_expected(error):

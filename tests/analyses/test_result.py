@@ -144,7 +144,7 @@ def test_options_import_no_torch(name: str) -> None:
     code = (
         f"import sys; import modegap.analyses.{name}.config; import modegap.analyses.result; "
         "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'altair', 'zarr'} & set(sys.modules); "
-        "sys.exit(' '.join(sorted(heavy)))"
+        "sys.exit(' '.join(sorted(heavy)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

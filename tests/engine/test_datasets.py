@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -239,6 +239,7 @@ LABEL = st.one_of(st.none(), st.integers(-(2**40), 2**40), st.floats(allow_nan=F
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=20)
 
 
+@settings(deadline=None)  # the first example pays for the file system
 @given(rows=st.lists(st.tuples(WORD, LABEL), min_size=1, max_size=12))
 def test_jsonl_round_trip(
     rows: list[tuple[str, float | int | None]], tmp_path_factory: pytest.TempPathFactory

@@ -115,6 +115,9 @@ def test_structure_of_the_old_layout() -> None:
     assert (parts.n_layers, parts.hidden_size) == (3, 48)
 
 
+@pytest.mark.skipif(
+    not hasattr(hf, "Qwen2_5_VLTextConfig"), reason="transformers 4.50 has no text config for it"
+)
 def test_structure_where_the_adapter_is_a_child_of_the_encoder() -> None:
     vision = {"hidden_size": 32, "depth": 2, "num_heads": 4, "out_hidden_size": 48, "intermediate_size": 64}
     config = hf.Qwen2_5_VLConfig(text_config=dict(tiny.TEXT), vision_config=vision)
@@ -166,10 +169,8 @@ def test_globs_select_in_order_and_once() -> None:
 
 def test_points_of_the_users_own() -> None:
     made = tiny.llava()
-    points = {
-        "clip_2": "model.vision_tower.encoder.layers.1",
-        "mlp_in": "model.language_model.layers.1.mlp:input",
-    }
+    stack = next(path for path, _ in made.model.named_modules() if path.endswith("encoder.layers"))
+    points = {"clip_2": f"{stack}.1", "mlp_in": f"{made.structure.layers}.1.mlp:input"}
     loaded = adopt(made.model, made.processor, points=points)
     inputs = loaded.collate(tiny.image_samples(2))
     tower = made.model.get_submodule(made.structure.encoder)

@@ -14,6 +14,7 @@ import torch
 from modegap.engine.datasets import ListDataset, Sample, batches
 from modegap.engine.errors import EngineError
 from modegap.engine.models import Collator
+from modegap.engine.models.prompts import style_of
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_models.py"))))
 
@@ -62,6 +63,16 @@ def test_qwen2_audio_uses_its_chat_template() -> None:
     assert inputs.media_counts == [5, 7, 10]
     assert inputs.frames == ([20, 30, 40], 100)
     assert set(inputs.modality.flatten().tolist()) == {0, 1, 3}
+
+
+def test_qwen2_audio_without_a_chat_template_gets_the_markers() -> None:
+    processor = tiny.audio().processor
+    style = style_of(processor, "audio")
+    assert style.wrap == "chat"
+    processor.chat_template = None
+    plain = style_of(processor, "audio")
+    assert plain.render(processor, None) == "<|audio_bos|><|AUDIO|><|audio_eos|>Describe this audio."
+    assert plain.render(processor, "a <|AUDIO|> b") == "a <|AUDIO|> b"
 
 
 def test_prompts_of_samples_and_of_the_call() -> None:

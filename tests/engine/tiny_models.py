@@ -119,7 +119,7 @@ def audio(side: str = "left", seed: int = 0) -> LoadedModel:
     template = (
         "{% for message in messages %}<s> "
         "{% for part in message['content'] %}{% if part['type'] == 'audio' %}"
-        "<|audio_bos|> <|AUDIO|> <|audio_eos|> "
+        "<|audio_bos|><|AUDIO|><|audio_eos|> "
         "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %} </s>"
     )
     processor = hf.Qwen2AudioProcessor(extractor, tokenizer(side, bos=False), chat_template=template)

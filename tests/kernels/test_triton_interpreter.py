@@ -204,6 +204,25 @@ def ablate_of_large_states_and_gradients():
 
 
 @case
+def ablate_many_directions():
+    import torch
+    from modegap.kernels._triton.split import split
+    from modegap.kernels.ablate.triton import _subtract
+
+    n, d, K = 70, 190, 150
+    U = torch.linalg.qr(torch.randn(d, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    z = (torch.randn(n, d, generator=torch.Generator().manual_seed(1)) * 3000.0).half()
+    cut = split(U, torch.float16, 160, scale=64.0)
+    c = (
+        z.float() @ torch.cat([cut.high, cut.low], dim=1).float()
+    )  # the library's part: no fp32-out product on the host
+    out = poisoned(n, d, dtype=torch.float16)
+    _subtract(z, c, cut, out)
+    want = z.double() - z.double() @ U @ U.T
+    assert float((out.double() - want).abs().max()) <= 2.0**-11 * float(want.abs().max())
+
+
+@case
 def gradient_norms():
     import torch
     from modegap.kernels.gradient_norms.triton import gradient_norms

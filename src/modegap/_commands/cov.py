@@ -73,7 +73,9 @@ def run(config: Config, console: Console) -> Output:
     ]
     if config.out is not None:
         notes.append(f"mean and covariance: {config.out}")
-    table = Table(f"{config.store}: {config.point}", ["", Column("value", format=".6g")], list(facts.items()), notes)
+    table = Table(
+        f"{config.store}: {config.point}", ["", Column("value", format=".6g")], list(facts.items()), notes
+    )
     return Output([table], {**facts, "out": config.out, "certificate": found.certificate.to_json()})
 
 

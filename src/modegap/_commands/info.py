@@ -36,11 +36,29 @@ def run(config: Config, console: Console) -> Output:
 
 
 def _arrays(found: StoreInfo) -> Table:
-    columns = ["point", "rows of", "stored", "of", Column("width"), "dtype", "chunks", Column("absmax", format=".4g"),
-               "overflow"]
+    columns = [
+        "point",
+        "rows of",
+        "stored",
+        "of",
+        Column("width"),
+        "dtype",
+        "chunks",
+        Column("absmax", format=".4g"),
+        "overflow",
+    ]
     rows = [
-        (a.point, a.kind, a.rows_committed, a.shape[0], a.shape[1], a.dtype,
-         f"{a.chunks_committed}/{a.chunks}", a.absmax, a.overflow)
+        (
+            a.point,
+            a.kind,
+            a.rows_committed,
+            a.shape[0],
+            a.shape[1],
+            a.dtype,
+            f"{a.chunks_committed}/{a.chunks}",
+            a.absmax,
+            a.overflow,
+        )
         for a in found.arrays
     ]
     notes = [

@@ -48,4 +48,6 @@ def run(config: Config, console: Console) -> Output:
     rows = [(one["point"], one["module"], one["class"], one["takes"], one["why"]) for one in found]
     notes = [f"{loaded.family}, takes {loaded.modality}, hidden size {loaded.hidden_size}"]
     table = Table(loaded.name, ["hook point", "module", "class", "takes", "why"], rows, notes)
-    return Output([table], {"model": loaded.name, "family": loaded.family, "modality": loaded.modality, "points": found})
+    return Output(
+        [table], {"model": loaded.name, "family": loaded.family, "modality": loaded.modality, "points": found}
+    )

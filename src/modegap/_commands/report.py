@@ -39,6 +39,9 @@ def run(config: Config, console: Console) -> Output:
 
     studies = [load_study(folder) for folder in config.studies]
     page = write_report(study_report(studies, title=config.title), config.out)
-    rows = [(study.name, len(study.modes), study.probes is not None, study.ablation is not None) for study in studies]
+    rows = [
+        (study.name, len(study.modes), study.probes is not None, study.ablation is not None)
+        for study in studies
+    ]
     table = Table(f"report: {page}", ["study", "alignments", "probes", "ablation"], rows)
     return Output([table], {"report": str(page), "studies": [study.name for study in studies]})

@@ -39,9 +39,13 @@ def run(config: Config, console: Console) -> Output:
     with console.progress("verify", unit="B") as advance:
         report = check(store, fraction=config.fraction, threads=config.threads, progress=advance)
     rows = [(d.point, d.kind, d.chunk, f"{d.rows[0]}-{d.rows[1] - 1}", d.reason) for d in report.damaged]
-    notes = [f"{report.chunks_checked} of {report.chunks_committed} committed chunks read, {size(report.bytes)}"]
+    notes = [
+        f"{report.chunks_checked} of {report.chunks_committed} committed chunks read, {size(report.bytes)}"
+    ]
     if report.damaged:
-        notes.append(f"run `modegap repair {config.store}`, then the extraction again: it rewrites only these")
+        notes.append(
+            f"run `modegap repair {config.store}`, then the extraction again: it rewrites only these"
+        )
     title = f"{config.store}: {'no damage' if report.ok else f'{len(report.damaged)} damaged'}"
     table = Table(title, ["point", "kind", "chunk", "rows", "reason"], rows, notes)
     return Output([table], report.to_json(), exit_code=0 if report.ok else 1)

@@ -1,0 +1,162 @@
+"""The command line: exit codes, one-line errors that name the remedy, JSON, YAML configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modegap.cli import COMMANDS, main
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "s.zarr", width=16, samples=40)
+
+
+def make_store(path: Path, width: int, samples: int, points: tuple[str, ...] = ("adapter_output",)) -> Path:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 9, samples)
+    plan = StorePlan(
+        points={name: PointPlan(width, "both", lengths, stream="s") for name in points},
+        sample_ids=[f"s{i}" for i in range(samples)],
+        labels={"kind": [("a", "b")[i % 2] for i in range(samples)], "one": ["x"] * samples},
+    )
+    made = ActivationStore.create(path, plan)
+    with made.writer() as writer:
+        for sample in writer.todo.tolist():
+            rows = rng.standard_normal((int(lengths[sample]), width)).astype(np.float32)
+            writer.put(sample, {name: SampleRows(rows, rows.mean(0)) for name in points})
+    return path
+
+
+def fails(capsys: Out, *args: str) -> tuple[int, str]:
+    code = main(args)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return code, error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Out) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"modegap {command}" in capsys.readouterr().out
+
+
+def test_overview_and_version(capsys: Out) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert main([]) == 2
+
+
+def test_bad_usage_is_two(capsys: Out, store: Path) -> None:
+    code, error = fails(capsys, "verfy", str(store))
+    assert code == 2
+    assert "did you mean 'verify'" in error
+    assert fails(capsys, "verify")[0] == 2
+    assert fails(capsys, "verify", str(store), "--fraction", "many")[0] == 2
+    assert fails(capsys, "verify", str(store), "--no-such-option", "1")[0] == 2
+
+
+def test_missing_store_names_the_remedy(capsys: Out, tmp_path: Path) -> None:
+    for command in ("info", "verify", "probe"):
+        code, error = fails(capsys, command, str(tmp_path / "none.zarr"))
+        assert code == 1
+        assert error.count("\n") == 1
+        assert "none.zarr" in error
+
+
+def test_wrong_point_suggests_the_nearest(capsys: Out, store: Path) -> None:
+    code, error = fails(capsys, "cov", str(store), "adapter_ouput")
+    assert code == 1
+    assert "adapter_output" in error
+
+
+def test_info_cov_and_json(capsys: Out, store: Path, tmp_path: Path) -> None:
+    assert main(["info", str(store)]) == 0
+    assert "adapter_output" in capsys.readouterr().out
+    out = tmp_path / "cov.safetensors"
+    assert main(["cov", str(store), "adapter_output", "--json", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = ActivationStore.open(store).rows("adapter_output")
+    assert found["rows"] == rows.n_valid_rows
+    assert found["certificate"]["mode"] == "precise"
+    from safetensors.numpy import load_file
+
+    x = rows.read(0, rows.n_valid_rows).astype(np.float64)
+    np.testing.assert_allclose(load_file(out)["covariance"], np.cov(x.T), rtol=0, atol=1e-5)
+
+
+def test_yaml_config_and_flags_mean_the_same(capsys: Out, store: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cov.yaml"
+    config.write_text(f"store: {store}\npoint: adapter_output\nrows: pooled\nmode: exact\n")
+    assert main(["cov", "--config", str(config), "--json"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    assert main(["cov", str(store), "adapter_output", "--rows=pooled", "--mode", "exact", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == by_file
+    assert by_file["rows"] == 40
+
+
+def test_align_probe_report_chain(capsys: Out, tmp_path: Path) -> None:
+    study = tmp_path / "mine"
+    study.mkdir()
+    modal = make_store(study / "modal.zarr", 16, 60, ("adapter_output", "llm_final"))
+    text = make_store(tmp_path / "text.zarr", 16, 60, ("text_embedding", "llm_final"))
+    assert main(["align", str(modal), str(text), "--out", str(study / "modes.safetensors"), "--quiet"]) == 0
+    assert (
+        main(["probe", str(modal), "--labels", "kind,one", "--out", str(study / "probes.json"), "--json"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    cells = json.loads(out[out.index("{") :])["cells"]
+    assert {cell["label"] for cell in cells if cell["message"]} == {"one"}
+    assert main(["report", str(tmp_path / "report"), "--studies", str(study), "--json"]) == 0
+    page = Path(json.loads(capsys.readouterr().out)["report"])
+    assert page.is_file()
+    assert "mine" in page.read_text()
+
+
+def test_widths_that_differ_are_an_error(capsys: Out, store: Path, tmp_path: Path) -> None:
+    text = make_store(tmp_path / "t.zarr", 12, 10, ("text_embedding",))
+    code, error = fails(capsys, "align", str(store), str(text))
+    assert code == 1
+    assert "16" in error
+    assert "12" in error
+
+
+def test_damage_is_found_named_and_repaired(capsys: Out, store: Path) -> None:
+    chunk = next((store / "points" / "adapter_output" / "rows" / "c").rglob("0"))
+    chunk = chunk / "0" if chunk.is_dir() else chunk
+    raw = bytearray(chunk.read_bytes())
+    raw[100] ^= 1
+    chunk.write_bytes(raw)
+    assert main(["verify", str(store), "--quiet"]) == 1
+    assert "adapter_output" in capsys.readouterr().out
+    code, error = fails(capsys, "cov", str(store), "adapter_output", "--quiet")
+    assert code == 1
+    assert "repair" in error
+    assert main(["repair", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["complete_samples"] < 40
+    assert main(["verify", str(store), "--quiet"]) == 0
+
+
+def test_unknown_model_and_data(capsys: Out, tmp_path: Path) -> None:
+    code, error = fails(capsys, "inspect", str(tmp_path / "no-model"))
+    assert code == 1
+    assert error.count("\n") == 1
+    code, error = fails(capsys, "inspect", "lab:plane")
+    assert code == 1
+    assert "plain" in error
+    out = str(tmp_path / "x.zarr")
+    code, error = fails(
+        capsys, "extract", "lab:plain", str(tmp_path / "no-data"), out, "--points", "adapter_output"
+    )
+    assert code == 1
+    assert not Path(out).exists()

@@ -211,7 +211,7 @@ class Modes(NotebookRepr):
             Column("n"),
             Column("n/d", format=".3g"),
             "rank",
-            Column(f"ρ of mode {first}", format=".3g"),
+            Column("ρ of the first mode", format=".3g"),
             Column("mean ρ of top 10", format=".3g"),
             f"ρ < {self.config.threshold:g}",
             Column("MS variance", "%", ".1f"),

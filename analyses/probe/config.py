@@ -21,6 +21,8 @@ class ProbeConfig:
         law: `paper` fits as the published scripts do: C = 1 / (1e-4 n_train), splits from one generator.
         n_jobs: seeds fitted at a time, on threads.
         retention: (from, to) hook points of the retention.
+        group: label column whose samples stay on one side of every split (a speaker, a scanned page), so that a
+            probe cannot recognise the test samples' group instead of their class.
 
     Raises:
         ValueError: an option out of its range.
@@ -35,6 +37,7 @@ class ProbeConfig:
     law: Literal["default", "paper"] = "default"
     n_jobs: int = 1
     retention: tuple[str, str] = ("adapter_output", "llm_final")
+    group: str | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -44,6 +47,8 @@ class ProbeConfig:
             raise ValueError(f"C: got {self.C}, expected more than 0")
         if self.law == "paper" and self.C != 1.0:
             raise ValueError(f"law='paper' fixes C = 1 / (1e-4 n_train), got C={self.C}; drop one of the two")
+        if self.law == "paper" and self.group is not None:
+            raise ValueError(f"law='paper' splits without groups, got group={self.group!r}; drop one of the two")
         if not self.seeds:
             raise ValueError("seeds: got none, expected at least one")
         if not 0 < self.test_fraction < 1:

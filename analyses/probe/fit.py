@@ -27,13 +27,22 @@ class Scores:
     n_test: int
 
 
-def splits(codes: NDArray[np.int64], config: ProbeConfig) -> Iterator[tuple[int, Split]]:
+def splits(
+    codes: NDArray[np.int64], config: ProbeConfig, groups: NDArray[np.int64] | None = None
+) -> Iterator[tuple[int, Split]]:
     """(seed, (train, test)) indices of the stratified splits; the same for the same codes at every point.
 
     By default each seed is its own split; the paper's scripts draw all from one generator seeded with the
-    first.
+    first. With `groups` [n], a split is one fold of round(1 / test_fraction), and no group is on both sides.
     """
-    from sklearn.model_selection import StratifiedShuffleSplit
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+
+    if groups is not None:
+        folds = max(2, round(1 / config.test_fraction))
+        for seed in config.seeds:
+            grouped = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+            yield seed, next(grouped.split(codes, codes, groups))
+        return
 
     if config.law == "paper":
         sampler = StratifiedShuffleSplit(
@@ -46,8 +55,13 @@ def splits(codes: NDArray[np.int64], config: ProbeConfig) -> Iterator[tuple[int,
         yield seed, next(sampler.split(codes, codes))
 
 
-def fit_cell(x: NDArray[np.float32], codes: NDArray[np.int64], config: ProbeConfig) -> list[Scores]:
-    """Scores of every seed for rows `x` [n, d] and classes `codes` [n].
+def fit_cell(
+    x: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    config: ProbeConfig,
+    groups: NDArray[np.int64] | None = None,
+) -> list[Scores]:
+    """Scores of every seed for rows `x` [n, d] and classes `codes` [n]; `groups` [n] as in `splits`.
 
     Seeds run on `config.n_jobs` threads, each with an equal share of the cores for its linear algebra; a
     running seed holds one z-scored copy of the rows.
@@ -60,7 +74,7 @@ def fit_cell(x: NDArray[np.float32], codes: NDArray[np.int64], config: ProbeConf
     with threadpool_limits(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # non-convergence is counted below, per seed
         found: list[Scores] = Parallel(n_jobs=jobs, prefer="threads")(
-            delayed(_fit)(x, codes, seed, split, config) for seed, split in splits(codes, config)
+            delayed(_fit)(x, codes, seed, split, config) for seed, split in splits(codes, config, groups)
         )
     return found
 

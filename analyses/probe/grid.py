@@ -18,7 +18,7 @@ from modegap.stores.errors import StoreError, unknown_name
 
 from .config import ProbeConfig
 from .fit import fit_cell
-from .labels import Classes, LabelProblem, classes_of, first_top_word, usable
+from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
 
 LEXICAL = "lexical"
@@ -58,6 +58,7 @@ def probe(
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     names = _points(store, config.points)
     classes = {label: _classes(store, label) for label in _labels(store, config.labels)}
+    groups = _groups(store, config.group)
     count = store.rows(names[0], "pooled").n_valid_rows
     if count == 0:
         raise StoreError("the store has no complete sample yet: resume its extraction, then probe")
@@ -67,7 +68,7 @@ def probe(
             0, count, np.empty((count, store.points[point].width), np.float32)
         )
         for label, found in classes.items():
-            cells[point, label] = _cell(x, point, label, found, config)
+            cells[point, label] = _cell(x, point, label, found, config, groups)
             if progress is not None:
                 progress(len(cells), len(names) * len(classes))
     certificate = Certificate(
@@ -93,13 +94,18 @@ def _cell(
     label: str,
     classes: Classes,
     config: ProbeConfig,
+    groups: NDArray[np.int64] | None,
 ) -> Cell:
     known = replace(classes, codes=classes.codes[: len(x)])
     try:
         keep, codes, notes = usable(known, config.test_fraction)
+        if groups is not None and label != config.group:
+            check_groups(codes, groups[keep], config.test_fraction)
+        elif groups is not None:
+            raise LabelProblem("it is the group that no split divides, so no probe of it can be tested")
     except LabelProblem as problem:
         return Cell(point, label, message=str(problem), notes=classes.notes)
-    scores = fit_cell(x[keep], codes, config)
+    scores = fit_cell(x[keep], codes, config, None if groups is None else groups[keep])
     stopped = sum(not score.converged for score in scores)
     if stopped:
         notes = (
@@ -145,6 +151,18 @@ def _labels(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
     if not (wanted or known):
         raise StoreError("this store has no labels to probe: give them in the data set when extracting")
     return list(dict.fromkeys(wanted or known))
+
+
+def _groups(store: ActivationStore, label: str | None) -> NDArray[np.int64] | None:
+    """Group of every sample; a missing value is a group of its own."""
+    if label is None:
+        return None
+    if label not in store.labels:
+        raise StoreError(unknown_name("group label", label, store.labels))
+    codes = categories(store.labels[label].values).codes
+    alone = np.flatnonzero(codes < 0)
+    codes[alone] = codes.max(initial=-1) + 1 + np.arange(len(alone))
+    return codes
 
 
 def _classes(store: ActivationStore, label: str) -> Classes:

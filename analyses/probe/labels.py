@@ -114,6 +114,20 @@ def usable(
     return keep, codes.astype(np.int64), tuple(notes)
 
 
+def check_groups(codes: NDArray[np.int64], groups: NDArray[np.int64], test_fraction: float) -> None:
+    """Refuse labels whose classes have too few groups to be on both sides of a split.
+
+    Raises:
+        LabelProblem: a class with fewer groups than the split has folds.
+    """
+    folds = max(2, round(1 / test_fraction))
+    held = [len(np.unique(groups[codes == code])) for code in range(int(codes.max()) + 1)]
+    if min(held) < folds:
+        raise LabelProblem(
+            f"a class has samples of {min(held)} groups only; a split by groups needs at least {folds} groups a class"
+        )
+
+
 def _missing(value: Value) -> bool:
     if value is None:
         return True

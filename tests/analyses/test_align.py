@@ -298,7 +298,7 @@ def test_reports_say_what_was_done(write: Write) -> None:
     )
     row = dict(zip([c.title for c in modes.table().headers], modes.table().rows[0], strict=True))
     assert row["ρ < 0.5"] == "1/2"
-    assert row["ρ of mode 0"] == pytest.approx(modes.rho[0])
+    assert row["ρ of the first mode"] == pytest.approx(modes.rho[0])
     assert [r[-1] for r in modes.mode_table().rows] == ["MS", "TA"]
     chart = modes.figure().to_dict()
     fields = {

@@ -24,13 +24,14 @@ N, WIDTH = 150, 10
 def make(
     path: Path, points: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]
 ) -> ActivationStore:
+    count = len(next(iter(points.values())))
     plan = StorePlan(
         {name: PointPlan(rows.shape[1], "pooled") for name, rows in points.items()},
-        [f"s{i}" for i in range(N)],
+        [f"s{i}" for i in range(count)],
         labels,
     )
     with ActivationStore.create(path, plan).writer() as writer:
-        for i in range(N):
+        for i in range(count):
             writer.put(i, {name: SampleRows(pooled=rows[i]) for name, rows in points.items()})
     return ActivationStore.open(path)
 
@@ -235,3 +236,45 @@ def test_mistakes_name_the_remedy(store: ActivationStore, tmp_path: Path) -> Non
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProbeConfig(**options)
+
+
+def test_no_group_is_on_both_sides_of_a_split() -> None:
+    from modegap.analyses.probe.fit import splits
+
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 60, 600)
+    codes = groups % 3
+    config = ProbeConfig(group="scan")
+    seen = list(splits(codes, config, groups))
+    assert [seed for seed, _ in seen] == list(config.seeds)
+    for _, (train, test) in seen:
+        assert not set(groups[train]) & set(groups[test])
+        assert abs(len(test) / len(codes) - config.test_fraction) < 0.05
+    assert len({tuple(test) for _, (_, test) in seen}) == len(seen)
+
+
+def test_groups_take_away_what_only_recognises_the_group(tmp_path: Path) -> None:
+    # every group has its own direction, and its class says nothing else: without groups a probe seems to work
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(40), 10)
+    codes = rng.permutation(np.arange(40) % 2)[groups]
+    x = 3 * rng.standard_normal((40, 60))[groups] + rng.standard_normal((400, 60))
+    store = make(tmp_path / "g.zarr", {"adapter_output": x}, {"kind": [str(c) for c in codes], "scan": groups.tolist()})
+    loose = probe(store, labels=["kind"], seeds=(1, 2, 3)).cell("adapter_output", "kind")
+    tight = probe(store, labels=["kind", "scan"], seeds=(1, 2, 3), group="scan")
+    assert loose.accuracy is not None
+    assert loose.accuracy > 0.95
+    found = tight.cell("adapter_output", "kind").accuracy
+    assert found is not None
+    assert found < 0.75
+    assert "group" in tight.cell("adapter_output", "scan").message
+
+
+def test_groups_that_cannot_be_split_say_so(tmp_path: Path) -> None:
+    x = np.random.default_rng(5).standard_normal((40, 4))
+    store = make(tmp_path / "g.zarr", {"adapter_output": x}, {"kind": ["a", "b"] * 20, "who": [0, 1] * 20})
+    cell = probe(store, labels=["kind"], group="who").cell("adapter_output", "kind")
+    assert not cell.scores
+    assert "groups" in cell.message
+    with pytest.raises(StoreError, match="who"):
+        probe(store, labels=["kind"], group="whom")

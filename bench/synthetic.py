@@ -2,9 +2,10 @@
 
     python -m bench.synthetic --rows 393216 --width 4096 --out x.zarr
 
-Row i is z_i * s + f_i F + m: s grades the channels over three decades, a few shared factors f correlate them, and m
-holds massive channels with a mean of 60 standard deviations, as hidden states of language models have. Every sample
-draws from its own generator, so a store can be resumed, and any part of it rewritten, with the same values.
+Row i is z_i * s + f_i F + m: s grades the channels over three decades, a few shared factors f correlate them,
+and m holds massive channels with a mean of 60 standard deviations, as hidden states of language models have.
+Every sample draws from its own generator, so a store can be resumed, and any part of it rewritten, with the
+same values.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Law:
 
 
 def write(path: Path, rows: int, width: int, *, seed: int = 0, sample_rows: int = 512) -> ActivationStore:
-    """Write (or resume) a store of `rows` token rows at one point, in samples of `sample_rows`; returns it."""
+    """Write (or resume) a store of `rows` token rows, in samples of `sample_rows`; returns it."""
     lengths = np.full(-(-rows // sample_rows), sample_rows, dtype=np.int64)
     lengths[-1] = rows - sample_rows * (len(lengths) - 1)
     plan = StorePlan(

@@ -12,8 +12,8 @@ class ActivationBatch:
     """Rows of one hook point, as stored, with the columns that say where each came from.
 
     Attributes:
-        x: [n, d] stored values, fp16, bf16 or fp32, on any device. From `stream` it is a view of a buffer that is
-            reused: valid until the next batch is asked for.
+        x: [n, d] stored values, fp16, bf16 or fp32, on any device. From `stream` it is a view of a buffer
+            that is reused: valid until the next batch is asked for.
         start: global index of the first row.
         point: hook point.
         scale: power of two; true value = stored value * scale.
@@ -86,8 +86,8 @@ class PairedBatch:
             ours, theirs = getattr(self.x, name), getattr(self.y, name)
             if ours is not None and theirs is not None and not torch.equal(ours, theirs):
                 raise ValueError(
-                    f"pair: {name} differs between {self.x.point!r} (row {self.x.start}) and {self.y.point!r} "
-                    f"(row {self.y.start}), expected the same rows"
+                    f"pair: {name} differs between {self.x.point!r} (row {self.x.start}) and "
+                    f"{self.y.point!r} (row {self.y.start}), expected the same rows"
                 )
 
     def __len__(self) -> int:

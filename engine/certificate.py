@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def path_facts(paths: Iterable[KernelPath]) -> dict[str, dict[str, str]]:
-    """Kernel paths as {operation: {"name", "why"}}; for an operation that took several, all of them are joined."""
+    """Kernel paths as {operation: {"name", "why"}}; the several paths of one operation are joined."""
     facts: dict[str, dict[str, str]] = {}
     for path in paths:
         known = facts.get(path.op)
@@ -59,7 +59,8 @@ class Certificate:
         rank: numerical rank of the covariance, where an analysis found one.
         n_over_d: count / width; filled in.
         overflow_count: values beyond fp16's 65504 among the rows, held by a per-chunk scale or in fp32.
-        audit_error: max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over the audited channels, S64 computed in fp64 alongside.
+        audit_error: max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over the audited channels, S64 computed in fp64
+            alongside.
         store_hashes: {name: content hash of the store}.
         versions: {package: version}.
     """

@@ -56,8 +56,8 @@ class Checkpoint:
                 differ = [name for name in self._facts if facts.get(name) != self._facts[name]]
                 if differ:
                     raise EngineError(
-                        f"{self._path} is the checkpoint of another pass ({', '.join(differ)} differ): remove it, or "
-                        "give another path"
+                        f"{self._path} is the checkpoint of another pass ({', '.join(differ)} differ): "
+                        "remove it, or give another path"
                     )
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:

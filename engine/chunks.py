@@ -60,10 +60,10 @@ class _Span:
 
 
 class ChunkReader:
-    """Reads rows `start` to `stop` of a `RowArray` in spans of whole chunks, at most `batch_rows` rows where it can.
+    """Reads rows `start` to `stop` of a `RowArray` in spans of whole chunks.
 
-    A chunk is verified whole, so it is the unit of reading: larger batches take several chunks of one scale, smaller
-    ones are cut from one.
+    A chunk is verified whole, so it is the unit of reading: larger batches take several chunks of one scale,
+    smaller ones are cut from one.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class ChunkReader:
             )
 
     def _modality_of(self, lo: int, hi: int) -> np.ndarray | None:
-        """Modality of rows lo to hi; read in windows, since each read verifies a whole chunk of the column."""
+        """Modality of rows lo to hi; read in windows, since a read verifies whole chunks of the column."""
         if not (self._window[0] <= lo and hi <= self._window[1]):
             stop = min(max(lo + _MODALITY_WINDOW, hi), self._stop)
             self._modality, self._window = self._rows.modality(lo, stop), (lo, stop)

@@ -11,16 +11,19 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+_cuda: Any = torch.cuda  # its stubs leave streams and events untyped
+
 
 class _StoppedError(Exception):
     """The consumer has left; unwinds the producer."""
 
 
 class Slot:
-    """One buffer: `host` numpy [rows, d], `rows` the tensor that batches are views of (on the device, if any).
+    """One buffer: `host` numpy [rows, d], and `rows`, the tensor that batches are views of.
 
-    With a CUDA device the host side is pinned, and two events order the reuse: the host buffer may be refilled when
-    its copy has ended, the device buffer may be overwritten when the consumer's kernels on it have.
+    With a CUDA device the host side is pinned, and two events order the reuse: the host buffer may be
+    refilled when its copy has ended, the device buffer may be overwritten when the consumer's kernels on it
+    have.
     """
 
     def __init__(self, rows: int, width: int, dtype: np.dtype, device: torch.device | None) -> None:
@@ -37,9 +40,9 @@ class Slot:
             self._pinned = pinned
             self.host = pinned.numpy()
             self.rows = torch.empty((rows, width), dtype=kind, device=device)
-            self._side = torch.cuda.Stream(device)
-            self._copied = torch.cuda.Event()
-            self._consumed = torch.cuda.Event()
+            self._side: Any = _cuda.Stream(device)
+            self._copied: Any = _cuda.Event()
+            self._consumed: Any = _cuda.Event()
 
     def ready_to_fill(self) -> None:
         """Wait until the host buffer may be overwritten (producer)."""
@@ -50,19 +53,19 @@ class Slot:
         """Start copying the first `count` rows to the device (producer)."""
         if self._device is not None:
             self._side.wait_event(self._consumed)
-            with torch.cuda.stream(self._side):
+            with _cuda.stream(self._side):
                 self.rows[:count].copy_(self._pinned[:count], non_blocking=True)
                 self._copied.record(self._side)
 
     def receive(self) -> None:
         """Make the consumer's stream wait for the copy (consumer)."""
         if self._device is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._copied)
+            _cuda.current_stream(self._device).wait_event(self._copied)
 
     def release(self) -> None:
         """Mark the consumer's kernels on this buffer (consumer)."""
         if self._device is not None:
-            self._consumed.record(torch.cuda.current_stream(self._device))
+            self._consumed.record(_cuda.current_stream(self._device))
 
 
 class Slots:
@@ -111,10 +114,10 @@ H = TypeVar("H", bound=Held)
 
 
 def prefetched(produce: Callable[[Slots], Iterator[H]], slots: Slots) -> Generator[H, None, None]:
-    """Items of `produce(slots)`, which runs in a thread; each item's slot is given back when the next is asked for.
+    """Items of `produce(slots)`, run in a thread; an item's slot is given back when the next is asked for.
 
-    The thread ends before the generator does: at the end, on an error in either, and when the consumer closes or
-    drops the generator. An error of the producer is raised here.
+    The thread ends before the generator does: at the end, on an error in either, and when the consumer closes
+    or drops the generator. An error of the producer is raised here.
     """
     done = object()
     ready: queue.SimpleQueue[Any] = queue.SimpleQueue()  # bounded by the slots

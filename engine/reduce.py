@@ -42,7 +42,8 @@ def reduce(
 ) -> R:
     """Stream a point's rows through `reduction` and finalize it.
 
-    Where the result (or an element of a tuple of results) carries a Certificate, the store's content hash is added.
+    Where the result (or an element of a tuple of results) carries a Certificate, the store's content hash is
+    added.
 
     Args:
         store: the store.

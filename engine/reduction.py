@@ -13,9 +13,10 @@ Result = TypeVar("Result", covariant=True)
 class Reduction(Protocol[Batch, Result]):
     """A statistic that is accumulated batch by batch and merged across workers.
 
-    Any partition of the rows, any order and any number of workers give the same result within the tolerance that
-    the reduction states; an instance that has seen nothing is the identity of `merge`. To add a statistic, write
-    a class with these six methods and put it through `modegap.engine.reduction_checks.check_reduction`.
+    Any partition of the rows, any order and any number of workers give the same result within the tolerance
+    that the reduction states; an instance that has seen nothing is the identity of `merge`. To add a
+    statistic, write a class with these six methods and put it through
+    `modegap.engine.reduction_checks.check_reduction`.
     """
 
     def update(self, batch: Batch) -> None:
@@ -35,7 +36,7 @@ class Reduction(Protocol[Batch, Result]):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Everything seen, as tensors or numpy arrays (mappings may nest); they may share memory with self."""
+        """Everything seen, as tensors or numpy arrays in mappings; they may share memory with self."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def check_reduction(
 ) -> None:
     """Check that a reduction is a commutative monoid over `batches` (at least three, of any length).
 
-    Checked: an identity merges to nothing on either side; merging is associative and commutative; any split of the
+    Checked: an identity merges to nothing on either side; merging is associative and commutative; any split
+        of the
     rows into batches gives the same result; a state survives its round trip and continues; `merge` leaves its
     argument as it was; `fresh` has seen nothing.
 
@@ -139,8 +141,8 @@ def _thirds(batch: ActivationBatch) -> list[ActivationBatch]:
     n = len(batch)
     edges = sorted({0, n // 3, (2 * n) // 3, n})
     out = []
-    for lo, hi in zip(edges, edges[1:], strict=False):
-        columns = {
+    for lo, hi in pairwise(edges):
+        columns: dict[str, Any] = {
             name: None if getattr(batch, name) is None else getattr(batch, name)[lo:hi]
             for name in ("sample", "position", "modality", "row")
         }

@@ -46,19 +46,19 @@ def stream(
     samples: Sequence[int] | np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Iterator[ActivationBatch]:
-    """Batches of a point's rows, in order, each of one scale, with sample, position and modality of every row.
+    """Batches of a point's rows, in order, each of one scale, with sample, position and modality of its rows.
 
-    Chunks are read and verified whole, `prefetch` of them ahead, in one thread that ends with the iterator (also
-    when it is left early). `batch.x` is a view of one of `prefetch` + 1 page-aligned buffers that are reused: copy
-    what must outlive the next step. On a CUDA device the buffers are pinned and copied on their own stream, so
-    that reading, copying and computing overlap.
+    Chunks are read and verified whole, `prefetch` of them ahead, in one thread that ends with the iterator
+    (also when it is left early). `batch.x` is a view of one of `prefetch` + 1 page-aligned buffers that are
+    reused: copy what must outlive the next step. On a CUDA device the buffers are pinned and copied on their
+    own stream, so that reading, copying and computing overlap.
 
     Args:
         store: the store.
         point: hook point.
         kind: "tokens" or "pooled"; None takes token rows where the store has them.
-        batch_rows: most rows a batch (default: one chunk, or as many small ones as make 16 MiB); batches end at
-            chunk boundaries where the scale changes.
+        batch_rows: most rows a batch (default: one chunk, or as many small ones as make 16 MiB); batches end
+            at chunk boundaries where the scale changes.
         start: first row.
         stop: row after the last; None reads the complete samples from the first on.
         prefetch: buffers filled ahead, at least 1.
@@ -127,8 +127,8 @@ def stream_pairs(
     right_rows, _ = rows_of(other or store, points[1], kind)
     if left_rows.shape[0] != right_rows.shape[0]:
         raise ValueError(
-            f"{points[0]!r} has {left_rows.shape[0]} {kind} rows and {points[1]!r} {right_rows.shape[0]}, expected "
-            "the same rows; use kind='pooled', or points of one token stream"
+            f"{points[0]!r} has {left_rows.shape[0]} {kind} rows and {points[1]!r} {right_rows.shape[0]}, "
+            "expected the same rows; use kind='pooled', or points of one token stream"
         )
     if options.get("stop") is None:
         options["stop"] = min(left_rows.n_valid_rows, right_rows.n_valid_rows)

@@ -1,7 +1,7 @@
 """Numerical operations: torch tensors in and out; no input/output, no models.
 
-Each operation is a folder with its oracle and its paths; `dispatch` says which one ran. Importing this package
-imports torch; Triton and CuPy only at the first call with a CUDA tensor.
+Each operation is a folder with its oracle and its paths; `dispatch` says which one ran. Importing this
+package imports torch; Triton and CuPy only at the first call with a CUDA tensor.
 """
 
 from __future__ import annotations

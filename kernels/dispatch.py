@@ -1,9 +1,9 @@
 """Which implementation of an operation runs, and why.
 
-Every operation is a folder: `__init__.py` holds the public function, `reference.py` the oracle (plain torch in
-fp64), `cpu.py` the path for the host, and where one pays `triton.py` or `cupy.py` for CUDA. An implementation
-announces itself with `register`; the public function calls `run`, which picks the first one in `ORDER` whose
-`supports` gives a reason. `last_path` and `paths` say what ran, so that a result can carry it.
+Every operation is a folder: `__init__.py` holds the public function, `reference.py` the oracle (plain torch
+in fp64), `cpu.py` the path for the host, and where one pays `triton.py` or `cupy.py` for CUDA. An
+implementation announces itself with `register`; the public function calls `run`, which picks the first one in
+`ORDER` whose `supports` gives a reason. `last_path` and `paths` say what ran, so that a result can carry it.
 
 `MODEGAP_KERNELS=reference` in the environment forces the oracle everywhere (slow; for doubting a number).
 """
@@ -37,6 +37,7 @@ class KernelPath:
     why: str
 
     def __str__(self) -> str:
+        """op: name (why)."""
         return f"{self.op}: {self.name} ({self.why})"
 
 
@@ -77,8 +78,8 @@ def run(op: str, package: str, /, *args: Any, **kwargs: Any) -> tuple[Any, Kerne
 
     Args:
         op: the operation.
-        package: the operation's package (`__name__` of its `__init__`), where triton.py and cupy.py are looked for
-            once, at the first call with a CUDA tensor.
+        package: the operation's package (`__name__` of its `__init__`), where triton.py and cupy.py are
+            looked for once, at the first call with a CUDA tensor.
         *args: the operation's arguments.
         **kwargs: its keyword arguments.
 
@@ -105,7 +106,7 @@ def run(op: str, package: str, /, *args: Any, **kwargs: Any) -> tuple[Any, Kerne
 
 
 def _load_cuda_providers(package: str) -> str:
-    """Import the package's CUDA implementations once; returns why one could not be had ("" when all could)."""
+    """Import the package's CUDA implementations once; returns why one could not be had ("" if all could)."""
     if package not in _loaded:
         missing = []
         for name in _CUDA_PROVIDERS:

@@ -1,41 +1,54 @@
-"""What the host paths share: which matrix product this processor runs best, and transposed blocks.
+"""What the host paths share: which matrix product this processor runs best, worker threads, packed blocks.
 
-A Gram update of a transposed block t [d, n] (one channel a contiguous row) goes by column panels of the lower
-triangle, C[lo:, lo:hi] += t[lo:] t[lo:hi]', each added to the fp64 master while it is in cache. Two engines:
+A Gram update sums fp32 products over at most `SUM_ROWS` rows, sums such sums in fp32 over at most
+`CHAIN_ROWS` rows, and adds those to an fp64 master. Two engines compute the inner sums:
 
-- oneDNN's fp32 matmul through torch, where the processor has AVX-512. It picks its kernel by CPUID, so Zen 4 and 5
-  get AVX-512 too, where OpenBLAS 0.3.31 falls back to its Haswell kernels and MKL to AVX2.
-- SYRK from scipy's BLAS (OpenBLAS, Accelerate, MKL) everywhere else, into an fp32 triangle that is then flushed by
-  row blocks.
+- oneDNN's fp32 matmul through torch, where the processor has AVX-512, by tiles of the lower triangle that
+  stay in the second-level cache. It picks its kernel by CPUID, so Zen 4 and 5 get AVX-512 too, where
+  OpenBLAS 0.3.31 falls back to its Haswell kernels and MKL to AVX2.
+- SYRK from scipy's BLAS (OpenBLAS, Accelerate, MKL) elsewhere, into an fp32 triangle.
 
-Measured on Zen 5 (AVX-512), d = n = 4096, one thread, milliseconds of CPU time: numpy x.T @ x with its fp32
-accumulate 752; torch.mm through MKL 1,480; SYRK 650 + 9 to flush; oneDNN panels 365-380 with the flush included, at
-any panel width from 128 to 512 (256 is used: the diagonal tiles waste 256/d). n = 2048 costs 3% more a row than
-4096 and halves the buffers. OPENBLAS_CORETYPE=SkylakeX brings SYRK to 350 on that machine, but only a user can set
-it, before numpy is imported.
+Measured on Zen 5, d = 4096, milliseconds of CPU time for 2,048 rows: numpy `C += x.T @ x` in fp32 376;
+torch.mm (MKL) 740; SYRK 320 at chains of 256 rows and more, 355 at 128; oneDNN tiles 186 at 2,048 rows a
+chain, 203 at 256 and 215 at 128. Restricted to AVX2 the same oneDNN tiles take 410, so SYRK serves those
+processors. OPENBLAS_CORETYPE=SkylakeX brings SYRK to 175 on Zen 5, but only a user can set it, before numpy
+is imported.
+
+Why so short a chain. Rounding to nearest is unbiased only where the discarded bits are evenly spread, and
+squares are not: stored fp16 values are integers times a power of two, odd squares are 1 mod 8, and once the
+sum needs more than 24 bits every addition rounds the same way. Chains of 2,048 rows biased the variances by
+-6e-6 at mean/std = 8 and +7e-7 at mean 0, chains of 128 by less than 1e-6 at any mean/std (worst near 3).
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .workspace import Workspace
 
-CHAIN_ROWS = 2048
-"""Most rows whose products are summed in fp32 before they are added to an fp64 master."""
+SUM_ROWS = 128
+"""Rows whose products are summed one after the other in fp32."""
 
-PANEL = 256
+CHAIN_ROWS = 2048
+"""Most rows that are summed in fp32 before they are added to an fp64 master."""
+
+_TILE_COLUMNS = 256
+_TILE_ROWS = 512
+_MANY_WORKERS = 8
+
+T = TypeVar("T")
 
 
 @cache
 def _onednn_linear() -> Any:
-    """oneDNN's dense fp32 linear as a torch operator, or None where torch was built without it."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    """oneDNN's dense fp32 linear as a torch operator, or None where it would not run AVX-512."""
+    mkldnn: Any = torch.backends.mkldnn
+    if not mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     namespace = torch.ops.mkldnn
     return namespace._linear_pointwise.default if hasattr(namespace, "_linear_pointwise") else None
@@ -44,8 +57,8 @@ def _onednn_linear() -> Any:
 def onednn_refusal() -> str:
     """Why oneDNN may not be used now ("" where it may).
 
-    `torch.set_float32_matmul_precision("high" | "medium")` lets oneDNN round fp32 operands to bf16 or tf32, which
-    would break the precision contract, so the setting is looked at before every call.
+    `torch.set_float32_matmul_precision("high" | "medium")` lets oneDNN round fp32 operands to bf16 or tf32,
+    which would break the precision contract, so the setting is looked at before every call.
     """
     if _onednn_linear() is None:
         return "no AVX-512 or no oneDNN"
@@ -54,21 +67,108 @@ def onednn_refusal() -> str:
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     if getattr(matmul, "fp32_precision", "none") not in ("none", "ieee"):
         return "torch.backends.mkldnn.matmul.fp32_precision is not 'ieee'"
-    if not torch.backends.mkldnn.enabled:
-        return "torch.backends.mkldnn is disabled"
     return ""
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b' in fp32 by oneDNN: a [p, n] and b [q, n], contiguous fp32 (a strided operand can be 1,000x slower)."""
+    """a b' in fp32 by oneDNN, for contiguous a [p, n] and b [q, n].
+
+    A strided operand runs a reference loop, over 1,000 times slower, hence the assertion.
+    """
+    assert a.is_contiguous()
+    assert b.is_contiguous()
     result: torch.Tensor = _onednn_linear()(a, b, None, "none", [], "")
     return result
 
 
-def transposed(rows: torch.Tensor, workspace: Workspace, name: str) -> torch.Tensor:
-    """rows' as a contiguous [d, n] tensor: a view where `rows` is laid out so, else a copy in the workspace."""
-    if rows.T.is_contiguous():
-        return rows.T
-    out = workspace.get(name, (rows.shape[1], rows.shape[0]), rows.dtype)
-    out.copy_(rows.T)
-    return out
+@cache
+def _thread_limits() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
+    """Run `work` on every task, in as many threads as torch may use, each single-threaded inside.
+
+    torch's own threads meet at a barrier after every operation and spin there: on a machine with other load,
+    tiles of 30 MFLOP took 3 times the CPU time and twice the wall time that way. An exception in a task is
+    raised here after all threads have ended.
+    """
+    workers = min(torch.get_num_threads(), len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            work(task)
+        return
+    waiting = list(reversed(tasks))
+    errors: list[BaseException] = []
+
+    def loop() -> None:
+        torch.get_num_threads()  # its first call in a thread resets the limit that is set next
+        try:
+            with _thread_limits().limit(limits=1, user_api="openmp"):
+                while waiting and not errors:
+                    try:
+                        task = waiting.pop()
+                    except IndexError:
+                        return
+                    work(task)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=loop, name="modegap-kernel") for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def pack(rows: torch.Tensor, workspace: Workspace, name: str) -> list[torch.Tensor]:
+    """rows [n, d] as transposed contiguous pieces [d, SUM_ROWS], the last one narrower."""
+    n, d = rows.shape
+    memory = workspace.get(name, (n * d,), rows.dtype)
+    starts = range(0, n, SUM_ROWS)
+    sizes = [min(SUM_ROWS, n - lo) for lo in starts]
+    pieces = [memory[lo * d : (lo + m) * d].view(d, m) for lo, m in zip(starts, sizes, strict=True)]
+
+    def fill(i: int) -> None:
+        pieces[i].copy_(rows[i * SUM_ROWS : i * SUM_ROWS + sizes[i]].T)
+
+    parallel(fill, range(len(pieces)))
+    return pieces
+
+
+def add_products(
+    left: list[torch.Tensor], right: list[torch.Tensor], out: torch.Tensor, *, lower: bool
+) -> None:
+    """out += sum over pieces of left_i right_i', by tiles.
+
+    Args:
+        left: pieces [p, m_i] of `pack`.
+        right: pieces [q, m_i].
+        out: fp64 [p, q].
+        lower: left and right are the same rows and only the lower triangle is wanted; entries above the
+            diagonal in the tiles on it are added as well.
+    """
+    height, width = out.shape
+    # One tile's result and operands fill half of a 1 MiB cache; with many workers the time to issue an
+    # operation (12 us, mostly under Python's lock) would bind, so tiles are taller there.
+    tall = _TILE_ROWS if torch.get_num_threads() <= _MANY_WORKERS else 4 * _TILE_ROWS
+    tiles = [
+        (row, column)
+        for column in range(0, width, _TILE_COLUMNS)
+        for row in range(column if lower else 0, height, tall)
+    ]
+
+    def tile(at: tuple[int, int]) -> None:
+        row, column = at
+        total: torch.Tensor | None = None
+        for a, b in zip(left, right, strict=True):
+            part = product(a[row : row + tall], b[column : column + _TILE_COLUMNS])
+            total = part if total is None else total.add_(part)
+        if total is not None:
+            out[row : row + tall, column : column + _TILE_COLUMNS].add_(total)
+
+    parallel(tile, tiles)

@@ -10,11 +10,13 @@ import torch
 class Workspace:
     """Named scratch tensors, kept at the largest size asked for and handed out as views.
 
-    Fresh allocations above glibc's 32 MiB mmap threshold cost a page fault per 4 KiB at every call; a reduction
-    therefore owns one workspace and passes it to every update. Contents are undefined. Not for concurrent use.
+    Fresh allocations above glibc's 32 MiB mmap threshold cost a page fault per 4 KiB at every call; a
+    reduction therefore owns one workspace and passes it to every update. Contents are undefined. Not for
+    concurrent use.
     """
 
     def __init__(self) -> None:
+        """Nothing held."""
         self._held: dict[str, torch.Tensor] = {}
 
     def get(

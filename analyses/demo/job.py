@@ -11,6 +11,8 @@ from typing import Any
 from modegap.analyses import lab
 from modegap.analyses.ablate import ablate
 from modegap.analyses.align import Modes, align
+from modegap.analyses.lab.grammar import named_digits
+from modegap.analyses.lab.scoring import generate_captions
 from modegap.analyses.probe import probe
 from modegap.analyses.report import Gallery, Tile, write_report
 from modegap.analyses.result import jsonable
@@ -167,9 +169,9 @@ def _study(
     )
     save_result(removed, folder / "ablation.json")
     say(f"{name}: caption", 0, 1)
-    captions = lab.captions(model, processor, scored)
+    captions = generate_captions(model, processor, scored)
     digits = scored.labels()["digit"]
-    right = [lab.names_only(text_, str(digit)) for text_, digit in zip(captions, digits, strict=True)]
+    right = [named_digits(said) == [digit] for said, digit in zip(captions, digits, strict=True)]
     facts = {"caption_accuracy": sum(right) / len(right), "captions": float(len(right))}
     (folder / FACTS).write_text(json.dumps(facts) + "\n")
     tiles = [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Variant = Literal["plain", "aligned"]
 VARIANTS: tuple[Variant, ...] = ("plain", "aligned")
 
-__all__ = ["PROMPT", "VARIANTS", "LabDataset", "Variant", "facts", "load", "load_text"]
+__all__ = ["PROMPT", "VARIANTS", "LabDataset", "Variant", "facts", "load", "load_text", "revision"]
 
 
 def load(
@@ -45,3 +45,8 @@ def facts() -> dict[str, Any]:
     from .models import read_facts
 
     return read_facts()
+
+
+def revision() -> str:
+    """Which weights these are: the first twelve digits of their content hash."""
+    return str(facts()["content_hash"])[:12]

@@ -60,11 +60,15 @@ def captioned(rng: np.random.Generator) -> str:
 
 
 def answered(rng: np.random.Generator) -> str:
-    """A scene, a question about something it tells, and the answer."""
+    """A scene and questions about what it tells, each with its answer.
+
+    Several questions a scene, or the decoder learns to look up the digit only: with one, after 77,000 texts
+    it named colours and places by chance. Most have one all the same: a greedy answer ends after a word.
+    """
     text, facts, told = scene(rng)
-    name = told[rng.integers(len(told))]
-    forms = QUESTIONS[name]
-    return f"{text} {forms[rng.integers(len(forms))]} {facts[name]}"
+    count = 1 if rng.random() < 0.55 else len(told)
+    asked = [told[place] for place in rng.permutation(len(told))[:count].tolist()]
+    return f"{text} " + " . ".join(f"{QUESTIONS[name][rng.integers(2)]} {facts[name]}" for name in asked)
 
 
 def fact(rng: np.random.Generator) -> str:
@@ -91,10 +95,10 @@ def lone_caption(rng: np.random.Generator) -> str:
 
 
 KINDS: Mapping[Callable[[np.random.Generator], str], float] = {
-    captioned: 0.5,
-    answered: 0.3,
-    fact: 0.1,
-    lone_caption: 0.1,
+    captioned: 0.3,
+    answered: 0.55,
+    fact: 0.08,
+    lone_caption: 0.07,
 }
 
 

@@ -22,7 +22,7 @@ FILES = ("config.json", "tokenizer.json", "decoder.safetensors", "plain.safetens
 # Two one-threaded processes beat two threads: matrices here are too small to share (on a busy machine a step
 # took 3 times the CPU time with two), and one thread adds in one order: a rerun gives the same bytes.
 WORKERS = 2
-WAVES = (("encoder/aligned", "decoder", "encoder/plain"), ("adapter/aligned", "adapter/plain"))
+WAVES = (("decoder", "encoder/plain", "encoder/aligned"), ("adapter/aligned", "adapter/plain"))
 
 
 def train(
@@ -60,6 +60,8 @@ def write_facts(
         stage: {name: value for name, value in found.items() if name != "cpu_seconds"}
         for stage, found in figures.items()
     }
+    for name in FILES:
+        (out / name).chmod(0o644)  # safetensors writes for the owner alone
     facts = {
         "seed": seed,
         "steps_scale": steps_scale,

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .corpus import captioned, document, vocabulary
-from .grammar import BOS, EOS, PAD, named_digits, words
+from .canvas import ATTRIBUTES
+from .corpus import answered, captioned, document, vocabulary
+from .grammar import BOS, DIGITS, EOS, PAD, named_digits, words
 from .models import build_decoder
 from .stage import Plan, optimize, snap, stage_rng
 
@@ -43,7 +44,7 @@ def batches(rng: np.random.Generator, size: int, count: int = 16) -> list[list[s
 
 def train_decoder(
     values: dict[str, Any], seed: int, plan: Plan, log: Callable[[str], None]
-) -> tuple[Any, dict[str, float]]:
+) -> tuple[Any, dict[str, Any]]:
     """The decoder (frozen, eval mode, weights rounded to float16) and its figures."""
     rng = stage_rng(seed, "decoder")
     model = build_decoder(values).train()
@@ -63,17 +64,34 @@ def train_decoder(
 
 
 @torch.no_grad()
-def score_decoder(model: Any, seed: int, documents: int = 512) -> dict[str, float]:
-    """Perplexity a token on fresh documents; how often a caption gets the digit of a scene in words."""
+def score_decoder(model: Any, seed: int, documents: int = 600) -> dict[str, Any]:
+    """Perplexity a token on fresh documents, and how often it reads a scene in words right.
+
+    `scene_digit_accuracy`: the likeliest word where a caption names the digit. `answer_accuracy`: the
+    likeliest word after a question, by what was asked.
+    """
     rng = np.random.default_rng([seed, 1])
     perplexity = float(torch.exp(text_loss(model, [document(rng) for _ in range(documents)])))
-    texts = [captioned(rng) for _ in range(documents)]
-    ids, mask = encode(texts)
-    predicted = model(input_ids=ids, attention_mask=mask).logits.argmax(-1)
     names = vocabulary()
-    hits = 0
-    for row, text in enumerate(texts):
-        digit = named_digits(text)[-1]
-        place = max(int(i) for i in torch.nonzero(ids[row] == names.index(digit)))
-        hits += names[int(predicted[row, place - 1])] == digit
-    return {"perplexity": perplexity, "scene_digit_accuracy": hits / documents}
+
+    def hit(texts: Sequence[str], wanted: Sequence[str]) -> list[bool]:
+        """Whether the last mention of each wanted word is predicted."""
+        ids, mask = encode(texts)
+        predicted = model(input_ids=ids, attention_mask=mask).logits.argmax(-1)
+        rows = enumerate(names.index(word) for word in wanted)
+        places = [(row, int(torch.nonzero(ids[row] == word).max()), word) for row, word in rows]
+        return [int(predicted[row, place - 1]) == word for row, place, word in places]
+
+    captions = [captioned(rng) for _ in range(documents)]
+    answers = [answered(rng) for _ in range(documents)]
+    last = [words(text)[-1] for text in answers]
+    right = hit(answers, last)
+    kinds: dict[str, tuple[str, ...]] = {"digit": DIGITS, **ATTRIBUTES}
+    return {
+        "perplexity": perplexity,
+        "scene_digit_accuracy": float(np.mean(hit(captions, [named_digits(text)[-1] for text in captions]))),
+        "answer_accuracy": {
+            kind: float(np.mean([ok for ok, word in zip(right, last, strict=True) if word in values]))
+            for kind, values in kinds.items()
+        },
+    }

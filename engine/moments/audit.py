@@ -1,4 +1,4 @@
-"""The audit: a few channels accumulated in fp64 from the stored values, next to the result they are checked against."""
+"""The audit: a few channels accumulated in fp64 from the stored values, to check a result against."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Audit:
 def audit_error(
     found: torch.Tensor, row_variance: torch.Tensor, column_variance: torch.Tensor, exact: torch.Tensor
 ) -> float:
-    """max |found_ij - exact_ij| / sqrt(row_variance_i column_variance_j) over entries whose variances are not 0."""
+    """max |found_ij - exact_ij| / sqrt(row_variance_i column_variance_j) where the variances are not 0."""
     size = torch.sqrt(row_variance.clamp(min=0)[:, None] * column_variance.clamp(min=0)[None, :])
     gap = (found.cpu() - exact).abs()
     known = size > 0

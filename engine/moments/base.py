@@ -22,7 +22,7 @@ _DEVICE_ROWS = 16384
 
 
 class BlockReduction(ABC, Generic[R]):
-    """A reduction over fixed blocks of rows: how rows are split into batches cannot change a bit of its result.
+    """A reduction over fixed blocks of rows: the split into batches cannot change a bit of its result.
 
     Args:
         mode: arithmetic, as in `modegap.kernels.covariance_update`.
@@ -45,7 +45,7 @@ class BlockReduction(ABC, Generic[R]):
 
     @abstractmethod
     def fresh(self) -> Self:
-        """An instance of the same configuration that has seen nothing; it shares the shift, where one is known."""
+        """An instance of the same configuration that has seen nothing; it shares the shift, if known."""
 
     @abstractmethod
     def merge(self, other: Self) -> Self:

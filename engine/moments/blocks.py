@@ -10,7 +10,13 @@ import torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Consecutive rows as stored: x [n, d], runs of (rows, scale) that cover it, and a code for each row or None."""
+    """Consecutive rows as stored.
+
+    Attributes:
+        x: [n, d] stored values.
+        runs: (rows, scale) of the consecutive pieces that x is made of.
+        codes: a number for each row, or None.
+    """
 
     x: torch.Tensor
     runs: tuple[tuple[int, float], ...]

@@ -21,7 +21,9 @@ _SIDES = ("x", "y")
 
 
 class CrossMoments(BlockReduction[CrossMomentsResult]):
-    """Means and cross-covariance (ddof 1) of x at one point and y at another; accuracy and invariance as in Moments.
+    """Means and cross-covariance (ddof 1) of x at one point and y at another.
+
+    Accuracy and invariance as in Moments.
 
     Memory: fp64 [p, q] and two blocks of each point.
 
@@ -179,7 +181,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
         return audit_error(picked, spread[: len(i)], spread[len(i) :], exact[: len(i), len(i) :])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything seen, as tensors that share memory with the reduction (save or clone them before going on)."""
+        """Everything seen, as tensors that share memory with the reduction: save or clone them at once."""
         self._open()
         rows = self._rows or (BlockBuffer(1), BlockBuffer(1))
         state: dict[str, Any] = {

@@ -25,16 +25,19 @@ class Moments(BlockReduction[MomentsResult]):
     Rows are collected into blocks; a block is shifted by a constant chosen from the first block (`shift_of`),
     multiplied in the arithmetic of `mode`, and added to an fp64 lower triangle.
 
-    Accuracy, mode precise: |dS_ij| <= 3e-6 sqrt(S_ii S_jj), mean signed relative error of the variances within 1e-6,
-    and worst relative eigenvalue error <= 5e-6 where the spectrum is graded by channel. Where it is graded by a
-    rotation, small eigenvalues inherit 1e-6 of the large ones: take mode exact (fp64 throughout) for those.
+    Accuracy, mode precise: |dS_ij| <= 3e-6 sqrt(S_ii S_jj), mean signed relative error of the variances
+    within 1e-6, and worst relative eigenvalue error <= 5e-6 where the spectrum is graded by channel. Where it
+    is graded by a rotation, small eigenvalues inherit 1e-6 of the large ones: take mode exact (fp64
+    throughout) for those.
 
-    Invariance: any split of the rows into batches gives the same bits. Merging agrees with one pass to 1e-10 in mode
-    exact, and in mode precise where the parts begin on block boundaries and share their shift (workers made with
-    `fresh()` after the first block, or no channel with |mean| > 3 std); other partitions group the fp32 products
-    differently, so they agree within the accuracy above and cannot do better.
+    Invariance: any split of the rows into batches gives the same bits. Merging agrees with one pass to 1e-10
+        in mode
+    exact, and in mode precise where the parts begin on block boundaries and share their shift (workers made
+    with `fresh()` after the first block, or no channel with |mean| > 3 std); other partitions group the fp32
+    products differently, so they agree within the accuracy above and cannot do better.
 
-    Memory: fp64 [d, d] and two blocks (d = 4096, host: 134 MB + 17 MB fp16 + 34 MB fp32). `finalize` works in place.
+    Memory: fp64 [d, d] and two blocks (d = 4096, host: 134 MB + 17 MB fp16 + 34 MB fp32). `finalize` works in
+        place.
 
     Args:
         mode: "precise", "fast" (on a GPU: longer fp32 chains) or "exact".
@@ -76,8 +79,8 @@ class Moments(BlockReduction[MomentsResult]):
 
         Raises:
             ValueError: point, width, dtype or device differ from earlier batches.
-            EngineError: a value is NaN or infinite (point and row are named; nothing was added), or the reduction is
-                finalized.
+            EngineError: a value is NaN or infinite (point and row are named; nothing was added), or the
+                reduction is finalized.
         """
         self._take(batch, None)
 
@@ -180,7 +183,7 @@ class Moments(BlockReduction[MomentsResult]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything seen, as tensors that share memory with the reduction (save or clone them before going on)."""
+        """Everything seen, as tensors that share memory with the reduction: save or clone them at once."""
         self._open()
         rows = self._rows or BlockBuffer(1)
         return {

@@ -21,11 +21,11 @@ _AUDIT_ROWS = 256
 
 
 class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
-    """sum_i ((x_i - mean)'u_k)^2 for given u_k: the numerators of Rayleigh quotients when S itself is not wanted.
+    """sum_i ((x_i - mean)'u_k)^2 for given u_k: Rayleigh quotients where S itself is not wanted.
 
-    Rows are shifted by the first block's mean in every channel, since along a direction of small variance the mean
-    of many channels adds up. A direction that holds a share s of the rows' squared norm is known to about
-    1e-7 / sqrt(s) in mode precise, to fp64 in mode exact. Invariance as in Moments.
+    Rows are shifted by the first block's mean in every channel, since along a direction of small variance the
+    mean of many channels adds up. A direction that holds a share s of the rows' squared norm is known to
+    about 1e-7 / sqrt(s) in mode precise, to fp64 in mode exact. Invariance as in Moments.
 
     Memory: fp64 [K], U twice, and two blocks of rows.
 
@@ -88,14 +88,16 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
             self._absorb(block)
 
     def _absorb(self, block: Block) -> None:
-        rows = self._side.stage(block, self._workspace, "rows", by_column=False)
+        rows = self._side.stage(block, self._workspace, "rows")
         self._to(rows.device)
         self._note(projection_energy(rows, self._narrow, self._energy))
         if len(self._index):
             assert self._side.shift is not None
             directions = self._wide[:, self._index.to(rows.device)]
             for part, scale in block.parts():
-                for x in block.x[part].split(_AUDIT_ROWS):
+                stored = block.x[part]
+                for lo in range(0, len(stored), _AUDIT_ROWS):
+                    x = stored[lo : lo + _AUDIT_ROWS]
                     moved = (x.double() * scale).sub_(self._side.shift.double())
                     self._exact += (moved @ directions).square_().sum(0)
 
@@ -171,7 +173,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything seen, as tensors that share memory with the reduction (save or clone them before going on)."""
+        """Everything seen, as tensors that share memory with the reduction: save or clone them at once."""
         self._open()
         rows = self._rows or BlockBuffer(1)
         return {

@@ -21,7 +21,8 @@ class MomentsResult:
         overflow_count: values beyond fp16's 65504.
         audit_error: max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over the audited channels.
         audit_columns: int64, the audited channels.
-        certificate: the facts above for reports, with kernel paths, versions and (from `reduce`) the store's hash.
+        certificate: the facts above for reports, with kernel paths, versions and (from `reduce`) the store's
+            hash.
     """
 
     count: int
@@ -57,7 +58,7 @@ class ClassMomentsResult(MomentsResult):
     class_mean: torch.Tensor
 
     def between_factor(self) -> torch.Tensor:
-        """F fp64 [d, C'] over the classes with rows, with S_B = F F': u' S_B u = |F'u|^2 needs no d x d matrix."""
+        """F fp64 [d, C'] over the classes with rows, S_B = F F'; u' S_B u = |F'u|^2 needs no d x d matrix."""
         seen = self.class_count > 0
         weight = (self.class_count[seen].double() / (self.count - 1)).sqrt()
         factor: torch.Tensor = ((self.class_mean[seen] - self.mean) * weight[:, None]).T.contiguous()

@@ -1,9 +1,9 @@
 """Second moments about a constant: moving the constant, and turning them into a covariance.
 
 With t = sum (x - c) and G = sum (x - c)(x - c)', moving the constant by D = c - c' gives
-G' = G + D t' + t D' + n D D'. Adding two such sums taken about one constant is the pairwise update of Chan, Golub and
-LeVeque ("Algorithms for computing the sample variance", The American Statistician 37, 1983) before the means are
-subtracted; the subtraction is done once, in `finish`, in fp64.
+G' = G + D t' + t D' + n D D'. Adding two such sums taken about one constant is the pairwise update of Chan,
+Golub and LeVeque ("Algorithms for computing the sample variance", The American Statistician 37, 1983) before
+the means are subtracted; the subtraction is done once, in `finish`, in fp64.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from .blocks import Block
 
 FP16_MAX = 65504.0
 _PILOT_ROWS = 4096
+_SUM_ROWS = 128
 
 
 class Side:
@@ -27,7 +28,7 @@ class Side:
     """
 
     def __init__(self, mode: Mode, *, every_mean: bool = False) -> None:
-        """Rows for arithmetic `mode`; `every_mean` shifts all channels by their pilot mean, not only where it pays."""
+        """Rows for arithmetic `mode`; `every_mean` shifts all channels by their pilot mean."""
         self.mode: Mode = mode
         self.every_mean = every_mean
         self.point = ""
@@ -80,12 +81,11 @@ class Side:
         if largest * batch.scale > FP16_MAX:
             self.overflow += int((x.abs() > FP16_MAX / batch.scale).sum())
 
-    def stage(self, block: Block, workspace: Workspace, name: str, *, by_column: bool = True) -> torch.Tensor:
+    def stage(self, block: Block, workspace: Workspace, name: str) -> torch.Tensor:
         """The block's rows shifted and cast for the kernels [n, d]; counts them and adds them to `total`.
 
-        On the host the result is fp32 (fp64 in mode exact), a view of a transposed buffer unless `by_column` is
-        off; on a GPU fp16 rows stay fp16, since the subtraction is exact there for the channels that are shifted,
-        unless a scale is in play.
+        On the host the result is fp32 (fp64 in mode exact). On a GPU fp16 rows stay fp16, since the
+        subtraction is exact there for the channels that are shifted, unless a scale is in play.
         """
         n, d = block.x.shape
         device = block.x.device
@@ -95,20 +95,24 @@ class Side:
         if not len(self.total):
             self.total = torch.zeros(d, dtype=torch.float64, device=device)
         self.total = self.total.to(device)
-        if device.type == "cpu":
-            dtype = torch.float64 if self.mode == "exact" else torch.float32
-            rows = workspace.get(name, (d, n), dtype).T if by_column else workspace.get(name, (n, d), dtype)
-        else:
-            plain = block.x.dtype is torch.float16 and all(scale == 1.0 for _, scale in block.runs)
-            narrow = torch.float16 if plain else torch.float32
-            rows = workspace.get(name, (n, d), torch.float64 if self.mode == "exact" else narrow, device)
+        rows = workspace.get(name, (n, d), self._staged_dtype(block), device)
         for part, scale in block.parts():
             stage(block.x[part], shift, scale, rows[part])
-        # fp32 sums of a block are pairwise, good to 1e-7 of the channel's deviation; blocks add in fp64.
-        wide = torch.float32 if rows.dtype is torch.float32 and device.type == "cpu" else torch.float64
-        self.total += rows.sum(0, dtype=wide)
+        if rows.dtype is torch.float32:
+            # fp32 sums of 128 rows are good to 1e-7; torch's fp64 reduction is 10 times slower on the host.
+            whole = n // _SUM_ROWS * _SUM_ROWS
+            self.total += rows[:whole].view(-1, _SUM_ROWS, d).sum(1).sum(0, dtype=torch.float64)
+            self.total += rows[whole:].sum(0)
+        else:
+            self.total += rows.sum(0, dtype=torch.float64)
         self.count += n
         return rows
+
+    def _staged_dtype(self, block: Block) -> torch.dtype:
+        if self.mode == "exact":
+            return torch.float64
+        plain = block.x.dtype is torch.float16 and all(scale == 1.0 for _, scale in block.runs)
+        return torch.float16 if plain and block.x.device.type != "cpu" else torch.float32
 
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]

@@ -1,4 +1,4 @@
-"""Every kernel in every shipped configuration, compiled ahead of time for an architecture, with no GPU needed."""
+"""Every kernel in every shipped configuration, compiled ahead of time, with no GPU needed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def specs(cc: int) -> Iterator[Spec]:
     yield _spec("segment mean", segments.mean_kernel, mean, {"DIVIDE": True}, _newest(segments.MEAN, cc))
     staged = {"x": half, "shift": full, "out": half, "sums": full, "inexact": "*i32"}
     staged |= {**dict.fromkeys(("n", "d", "stride_x", "stride_out"), count), "scale": "fp32"}
-    yield _spec("stage", stage.stage_kernel, staged, {"REPORT": True}, _newest(stage.CONFIGS, cc))
+    yield _spec("stage", stage.stage_kernel, staged, {"REPORT": False}, _newest(stage.CONFIGS, cc))
+    yield _spec("stage and sum", stage.stage_kernel, staged, {"REPORT": True}, _newest(stage.SUMMING, cc))
     yield from _energy_specs(cc)
     yield from _ablate_specs(cc)
     yield from _ghost_specs(cc)
@@ -108,7 +109,10 @@ def _ablate_specs(cc: int) -> Iterator[Spec]:
                 f"ablate {dtype[1:]} {columns}", ablate.ablate_kernel, types, constants, _newest(table, cc)
             )
 
-    types = {"z": "*fp16", "c": "*fp32", "out": "*fp16", "high": "*fp16", "low": "*fp16"}
+    cut = {"c": "*fp32", "main": "*fp16", "rest": "*fp16", "unit": "*fp32", "rows": "i32", "columns": "i32"}
+    yield Spec("cut", ablate.cut_kernel, cut, {"BM": 8, "BK": 128}, 4, 3)
+    types = dict.fromkeys(("z", "main", "rest"), "*fp16") | {"unit": "*fp32"}
+    types |= dict.fromkeys(("out", "high", "low"), "*fp16")
     types |= {**dict.fromkeys(("rows", "d", "columns", "stride"), "i32"), "scale": "fp32"}
     yield _spec("subtract", ablate.subtract_kernel, types, {}, _newest(ablate.MANY, cc))
 
@@ -148,7 +152,7 @@ def _spec(
 
 
 def compile_ahead(spec: Spec, cc: int) -> Any:
-    """The kernel compiled for `cc`: `.asm["ptx"]` and `.metadata.shared`, in bytes. Pointers and strides aligned to 16."""
+    """The kernel compiled for `cc`: `.asm["ptx"]`, `.metadata.shared` in bytes; arguments aligned to 16."""
     signature = {**spec.types, **dict.fromkeys(spec.constants, "constexpr")}
     order = list(signature)
     aligned = (
@@ -168,9 +172,11 @@ def compile_ahead(spec: Spec, cc: int) -> Any:
         for name, kind in spec.types.items()
         if (kind.startswith("*") and name != "mask") or name in aligned
     }
-    source = ASTSource
+    source: Any = ASTSource
     if spec.gluon:
-        from triton.experimental.gluon._runtime import GluonASTSource as source
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        source = GluonASTSource
     options = {"num_warps": spec.warps, "num_stages": spec.stages}
     return triton.compile(
         source(spec.kernel, signature, dict(spec.constants), hints),

@@ -8,6 +8,7 @@ H100; those for 80 and 86 keep the same shapes within the smaller shared memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +50,12 @@ def pick(table: Mapping[int, Config], device: torch.device) -> Config:
     if not known:
         raise ValueError(f"kernels need compute capability {min(table) / 10} or newer, got {have / 10}")
     return table[max(known)]
+
+
+def device_of(x: torch.Tensor) -> AbstractContextManager[None]:
+    """Makes x's GPU the current one inside, as a launch needs; nothing for a tensor on the host."""
+    context: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+    return context
 
 
 def multiprocessors(device: torch.device) -> int:

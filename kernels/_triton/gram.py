@@ -1,19 +1,19 @@
-"""out[i, j] += sum_n a[n, i] b[n, j] in fp16 or bf16 with fp32 partial sums promoted on the way to an fp64 master.
+"""out[i, j] += sum_n a[n, i] b[n, j] in fp16 or bf16, fp32 sums promoted on the way to fp64.
 
-Tensor cores add with round-toward-zero: a chain of R rows is biased by about -(R / 16) 2^-23. A chain is therefore cut
-after 128 rows (two dots of 64), its sum is added to an outer fp32 accumulator (round to nearest), and that is added to
-the fp64 master every 32,768 rows at most. Triton would fold `acc += tl.dot(a, b)` into the chain, which is why a
-promotion follows two chained dots and never a single one.
+Tensor cores add with round-toward-zero: a chain of R rows is biased by about -(R / 16) 2^-23. A chain is
+therefore cut after 128 rows (two dots of 64), its sum is added to an outer fp32 accumulator (round to
+nearest), and that is added to the fp64 master every 32,768 rows at most. Triton would fold `acc +=
+tl.dot(a, b)` into the chain, which is why a promotion follows two chained dots and never a single one.
 
-Measured on an H100, d = 4096, 65,536 fp16 rows, channels over three decades, shifted: diagonal biased by -4.2e-7 (chained
--2.0e-4), worst error 1.0e-6 of sqrt(S_ii S_jj).
+Measured on an H100, d = 4096, 65,536 fp16 rows, channels over three decades, shifted: diagonal biased by
+-4.2e-7 (chained -2.0e-4), worst error 1.0e-6 of sqrt(S_ii S_jj).
 
-Flops n d (d + 1) for a triangle (the blocks on the diagonal are computed whole), 2 n p q for a product. Bytes: rows
-from DRAM once a wave of programs, the master read and written once per 32,768 rows.
+Flops n d (d + 1) for a triangle (the blocks on the diagonal are computed whole), 2 n p q for a product.
+Bytes: rows from DRAM once a wave of programs, the master read and written once per 32,768 rows.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from ..workspace import Workspace
-from .config import Config, capability, multiprocessors, pick
+from .config import Config, capability, device_of, multiprocessors, pick
 from .plan import MAX_ROWS, plan
 
 CONFIGS = {
@@ -162,16 +162,16 @@ def accumulate(
         b: the same dtype, [n, q].
         out: fp64 [p, q], row-major, any row stride.
         lower: only i >= j is touched.
-        promote: cut the chains (precise); False lets the portable kernel chain. The Hopper kernel always promotes:
-            chaining is 2% faster there and 200 times less accurate.
-        workspace: holds the fp32 partial sums of the last, partial wave: 128 KiB for each of its ranges, at most
-            32 MiB more than one range for every multiprocessor.
+        promote: cut the chains (precise); False lets the portable kernel chain. The Hopper kernel always
+            promotes: chaining is 2% faster there and 200 times less accurate.
+        workspace: holds the fp32 partial sums of the last, partial wave, 128 KiB for each of its ranges (none
+            at d = 4096 on an H100, 10 MiB at 5120).
     """
     n, p = a.shape
     q = b.shape[1]
     if not (n and p and q):
         return
-    with torch.cuda.device_of(a):
+    with device_of(a):
         _launch(a, b, out, lower, promote, workspace or Workspace())
 
 

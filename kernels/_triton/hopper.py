@@ -1,19 +1,20 @@
-"""The Gram update of gram.py for Hopper, warp-specialised: one warp copies (TMA), two groups of four multiply.
+"""The Gram update of gram.py for Hopper, warp-specialised: one warp copies, two groups multiply.
 
-A program owns 128 x 256 of the result. Each group of warps accumulates 64 x 256 in registers as two halves (128
-registers a thread) and promotes through one 64 x 128 chain (64 registers): eight wgmma of 16 rows, then 64 additions.
-While one group adds, the other's wgmma keep the tensor cores busy; Triton's own pipeliner drains them at every
-promotion, and costs 1.5 times the time. A 128 x 256 tile in two full accumulators would need 256 registers.
+A program owns 128 x 256 of the result. Each group of warps accumulates 64 x 256 in registers as two halves
+(128 registers a thread) and promotes through one 64 x 128 chain (64 registers): eight wgmma of 16 rows,
+then 64 additions. While one group adds, the other's wgmma keep the tensor cores busy; Triton's own
+pipeliner drains them at every promotion, and costs 1.5 times the time. A 128 x 256 tile in two full
+accumulators would need 256 registers.
 
-Measured on an H100 (same run, cuBLAS fp16 at 43.4 and 194 ns/row): 25.4 ns/row at d = 4096, 107 at d = 8192. One
-wgmma over 256 columns without promotion: 25.0 and 106.
+Measured on an H100 (same run, cuBLAS fp16 at 43.4 and 194 ns/row): 25.4 ns/row at d = 4096, 107 at d =
+8192. One wgmma over 256 columns without promotion: 25.0 and 106.
 
-Written in Gluon, which Triton calls experimental: 3.6 and 3.9 were tried. gram.py falls back to the portable kernel
-where the import fails.
+Written in Gluon, which Triton calls experimental: 3.6 and 3.9 were tried. gram.py falls back to the
+portable kernel where the import fails.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def _unit(units):
 
 @gluon.jit
 def _produce(da, db, abuf, bbuf, full, empty, units, BK: gl.constexpr, STAGES: gl.constexpr):
-    panel, first, second, start, stop, slot = _unit(units)
+    panel, first, second, start, stop, _slot = _unit(units)
     second = gl.where(second < 0, first, second)
     for it in range((stop - start + 2 * BK - 1) // (2 * BK) * 2):
         s = it % STAGES

@@ -1,9 +1,9 @@
 """How a Gram matrix is cut into units of equal work, one program each.
 
-A unit is a 128-row panel of the result against two 128-column blocks, over a range of the summed rows. Pairing
-blocks halves the traffic from L2 (which limits 128 x 128 tiles on an H100: 7.4 TB/s at d = 4096), and pairing the
-leftover blocks of different panels makes 528 blocks exactly 264 units, two full waves of 132 multiprocessors,
-where rows of 256 columns would need 272 and a third wave that is nearly empty.
+A unit is a 128-row panel of the result against two 128-column blocks, over a range of the summed rows.
+Pairing blocks saves a quarter of the traffic from L2 (which limits 128 x 128 tiles on an H100: 7.4 TB/s at
+d = 4096), and pairing the leftover blocks of different panels makes 528 blocks exactly 264 units, two full
+waves of 132 multiprocessors, where rows of 256 columns would need 272 and a third wave that is nearly empty.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ STEP = 128
 """Ranges of rows begin at multiples of this many rows."""
 MIN_ROWS = 1024
 PANELS = 16
-"""Panels served together: 16 panels x 8 pairs of blocks are one wave of an H100 and read 32 blocks of columns. In
-row order a wave at d = 8192 reads 61, its programs drift out of L2, and the whole update takes 1.45 times as long."""
+"""Panels served together: 16 panels x 8 pairs of blocks are one wave of an H100 and read 32 column blocks. In
+row order a wave at d = 8192 reads 61, its programs drift out of L2, and it takes 1.45 times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`units` int32 [n_units, 6]: panel, two column blocks (-1: none), first row, last row + 1, slot (-1: none).
+    """`units` int32 [n_units, 6]: panel, two blocks (-1: none), first row, last row + 1, slot (-1: none).
 
-    `folds` int32 [n_folds, 5] lists the units cut along the rows: panel, two column blocks, first slot, slots.
-    A unit with a slot writes fp32 partial sums there; folding adds them to the master in slot order.
+    `folds` int32 [n_folds, 5] lists the units cut along the rows: panel, two column blocks, first slot,
+    slots. A unit with a slot writes fp32 partial sums there; folding adds them to the master in slot order.
     """
 
     units: torch.Tensor
@@ -40,8 +40,9 @@ class Plan:
 def triangle(blocks: int) -> list[tuple[int, int, int]]:
     """Panel and two column blocks of every unit that covers the lower triangle once.
 
-    Panel i needs blocks 0..i. Panels with an odd number of blocks leave one over; the leftovers of two such panels
-    r < s are served by one unit: panel r against blocks r and s, the second of which is written transposed.
+    Panel i needs blocks 0..i. Panels with an odd number of blocks leave one over; the leftovers of two such
+    panels r < s are served by one unit: panel r against blocks r and s, the second of which is written
+    transposed.
     """
     pairs: list[tuple[int, int, int]] = []
     for panel in range(blocks):
@@ -74,8 +75,8 @@ def _splits(left: int, processors: int, rows: int) -> int:
 def plan(shape: tuple[int, int] | int, rows: int, processors: int, device: torch.device) -> Plan:
     """The plan for a lower triangle of width `shape`, or for a full product [p, q], summed over `rows` rows.
 
-    Whole waves run one unit per program, in step, so that the programs of a wave share the rows they read in L2;
-    the units of the last, partial wave are cut along the rows.
+    Whole waves run one unit per program, in step, so that the programs of a wave share the rows they read
+    in L2; the units of the last, partial wave are cut along the rows.
     """
     if isinstance(shape, int):
         work = triangle(-(-shape // BLOCK))

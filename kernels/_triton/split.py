@@ -1,4 +1,4 @@
-"""A matrix as the sum of two half-precision ones, so that tensor cores multiply by it almost as fp32 would."""
+"""A matrix as the sum of two half-precision ones: tensor cores then multiply almost as in fp32."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 SCALE = 64.0
-"""Orthonormal columns are multiplied by this before the cut, so that the low part is not subnormal in fp16."""
+"""Orthonormal columns are multiplied by this before the cut: the low part is then not subnormal in fp16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """high + low = scale * U to 2^-22 of a column's largest entry, [d, columns]; columns beyond U's are zero."""
+    """high + low = scale * U to 2^-22 of the largest entry, [d, columns]; columns beyond U's are zero."""
 
     high: torch.Tensor
     low: torch.Tensor
@@ -27,11 +27,11 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def split(U: torch.Tensor, dtype: torch.dtype, columns: int, *, scale: float | None = None) -> Split:
     """`U` [d, K] cut for products with rows of `dtype`, padded to `columns`; kept while U lives unchanged.
 
-    For fp32 rows, high is U in fp32 and low is not used. Without a scale, a power of two is found on the device
-    (a tensor) that brings the largest entry near 64.
+    For fp32 rows, high is U in fp32 and low is not used. Without a scale, a power of two is found on the
+    device (a tensor) that brings the largest entry near 64.
     """
     key = (U._version, dtype, columns, scale)
-    held = _kept.get(U)
+    held = _kept.get(U)  # type: ignore[no-untyped-call]
     if held is not None and held[0] == key:
         cut: Split = held[1]
         return cut

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -13,7 +15,7 @@ from . import cpu, reference  # noqa: F401  (they register themselves)
 __all__ = ["ablate"]
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-_accepted: WeakIdKeyDictionary = WeakIdKeyDictionary()  # U -> its version when it was found orthonormal
+_accepted: Any = WeakIdKeyDictionary()  # U -> its version when it was found orthonormal
 
 
 def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
@@ -24,12 +26,12 @@ def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
         U: [d, K] with orthonormal columns; K = 0 leaves z as it is.
 
     Returns:
-        A new tensor with z's shape and dtype. Coefficients and the difference are formed in fp32 or better and
-        rounded once, so what is left in the subspace is the rounding of z' (2e-4 of it in fp16).
+        A new tensor with z's shape and dtype. Coefficients and the difference are formed in fp32 or better
+        and rounded once, so what is left in the subspace is the rounding of z' (2e-4 of it in fp16).
 
     Raises:
-        ValueError: z's last axis is not d, dtypes or devices do not agree, or U' U differs from the identity by more
-            than U's own rounding allows (the difference is checked once per tensor and version).
+        ValueError: z's last axis is not d, dtypes or devices do not agree, or U' U differs from the identity
+            by more than U's own rounding allows (the difference is checked once per tensor and version).
     """
     matrix("U", U)
     floating("U", U)
@@ -52,7 +54,7 @@ def _check_orthonormal(U: torch.Tensor) -> None:
         worst = float(gap.abs().amax()) if gap.numel() else 0.0
     if not worst <= _TOLERANCE[U.dtype]:
         raise ValueError(
-            f"U: columns are not orthonormal, max |U'U - I| = {worst:.2g}, expected at most {_TOLERANCE[U.dtype]:g}; "
-            "orthonormalise them first (torch.linalg.qr)"
+            f"U: columns are not orthonormal, max |U'U - I| = {worst:.2g}, expected at most "
+            f"{_TOLERANCE[U.dtype]:g}; orthonormalise them first (torch.linalg.qr)"
         )
     _accepted[U] = U._version

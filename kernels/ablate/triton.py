@@ -1,16 +1,21 @@
-"""z' = z - U U' z for up to 128 directions: a program owns a few rows, forms c = z U, reads z again and subtracts c U'.
+"""z' = z - U U' z: up to 128 directions in one kernel, which owns a few rows and reads them twice.
 
-U is cut into high and low half-precision parts, and c too once each row is scaled by a power of two, so that what is
-left in the subspace is the rounding of z' (2.1e-4 of it in fp16; a half-precision addmm leaves 3.6e-4).
+U is cut into high and low half-precision parts, and c = z U too once each row is scaled by a power of two,
+so that what is left in the subspace is the rounding of z' (2.1e-4 of it in fp16; a half-precision addmm
+leaves 3.6e-4).
 
-Triton rather than cuBLAS: addmm rounds c to half precision and takes two passes as well. Bytes: z twice, z' once.
-The second read misses L2 where all rows are in flight at once (16,384 rows of 8 KiB are), which is the bound: three
-passes over HBM where the floor has two. On one H100, 16,384 x 4096 fp16, K = 16 / 64 / 128: 0.59 / 0.50 / 0.42 of copy
-bandwidth, 1.8 / 1.5 / 1.3 times addmm. Above 128 directions the products dominate: three half GEMMs by the library.
+Triton rather than cuBLAS: addmm rounds c to half precision and takes as many passes. Bytes: z twice, z'
+once. The second read misses L2 where all rows are in flight at once (16,384 rows of 8 KiB are), which is
+the bound: three passes over HBM where the floor has two. On one H100, 16,384 x 4096 fp16, K = 16 / 64 /
+128: 0.60 / 0.50 / 0.42 of copy bandwidth, 1.9 / 1.6 / 1.4 times addmm; 2.5 times at K = 11 and 53, which
+addmm serves unaligned. A second pass in the opposite order, eviction hints, and two kernels with c in
+between were not faster.
+
+Above 128 directions the products dominate: c by the library in fp32, the rest by tiles.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -20,12 +25,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, pick
+from .._triton.config import Config, device_of, pick
 from .._triton.split import SCALE, Split, split
 from ..dispatch import register
 
 MOST = 128
 """Directions one program can hold."""
+_HALF_TO_FLOAT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)  # mm(out_dtype=)
 HALF = {
     16: {
         80: Config({"BM": 32, "BD": 128}, warps=4, stages=3),
@@ -53,7 +59,7 @@ FULL = {
 MANY = {
     80: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=2),
     86: Config({"BM": 64, "BD": 64, "BK": 32}, warps=4, stages=2),
-    90: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=3),
+    90: Config({"BM": 128, "BD": 128, "BK": 64}, warps=8, stages=3),
 }
 """fp16 and bf16 states, more than 128 directions."""
 
@@ -93,28 +99,51 @@ def ablate_kernel(
     back = (unit / (scale * scale))[:, None]
     main = c.to(z.dtype.element_ty)
     rest = (c - main.to(tl.float32)).to(z.dtype.element_ty)
-    last = (d - 1) // BD * BD
-    for i in tl.range(0, d, BD):
-        j = last - i  # backwards: what was read last is still in L2
+    for j in tl.range(0, d, BD):
         inside = j + column < d
         keep = live & inside[None, :]
-        at = z + row[:, None] * stride + (j + column)[None, :]
-        t = tl.load(at, mask=keep, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        t = tl.load(z + row[:, None] * stride + (j + column)[None, :], mask=keep, other=0.0)
         at = (j + column)[:, None] * KP + mode[None, :]
         u = tl.load(high + at, mask=inside[:, None], other=0.0).T
         part = tl.dot(main, u, input_precision="tf32x3")
         if LOW:
             part = tl.dot(rest, u, part)
             part = tl.dot(main, tl.load(low + at, mask=inside[:, None], other=0.0).T, part)
-        result = (t - part * back).to(z.dtype.element_ty)
-        at = row[:, None] * d + (j + column)[None, :]
-        tl.store(out + at, result, mask=keep, cache_modifier=".cs")
+        result = (t.to(tl.float32) - part * back).to(z.dtype.element_ty)
+        tl.store(out + row[:, None] * d + (j + column)[None, :], result, mask=keep)
+
+
+@triton.jit
+def cut_kernel(c, main, rest, unit, rows, columns, BM: tl.constexpr, BK: tl.constexpr):
+    """c [rows, 2 columns] (products with both parts of U) as unit * (main + rest) in half precision."""
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    mode = tl.arange(0, BK)
+    live = (row < rows)[:, None]
+    largest = tl.zeros((BM, BK), tl.float32) + 1e-30
+    for k in range(0, columns, BK):
+        keep = live & (k + mode < columns)[None, :]
+        at = c + row[:, None] * (2 * columns) + (k + mode)[None, :]
+        x = tl.load(at, mask=keep, other=0.0) + tl.load(at + columns, mask=keep, other=0.0)
+        largest = tl.maximum(largest, tl.abs(x))
+    power = tl.exp2(tl.floor(tl.log2(tl.max(largest, axis=1))))
+    tl.store(unit + row, power, mask=row < rows)
+    for k in range(0, columns, BK):
+        keep = live & (k + mode < columns)[None, :]
+        at = c + row[:, None] * (2 * columns) + (k + mode)[None, :]
+        x = tl.load(at, mask=keep, other=0.0) + tl.load(at + columns, mask=keep, other=0.0)
+        x = x / power[:, None]
+        high = x.to(main.dtype.element_ty)
+        at = row[:, None] * columns + (k + mode)[None, :]
+        tl.store(main + at, high, mask=keep)
+        tl.store(rest + at, (x - high.to(tl.float32)).to(main.dtype.element_ty), mask=keep)
 
 
 @triton.jit
 def subtract_kernel(
     z,
-    c,
+    main,
+    rest,
+    unit,
     out,
     high,
     low,
@@ -127,32 +156,29 @@ def subtract_kernel(
     BD: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """out = z - c U' for a block of BM x BD, c [rows, 2 columns] as the products with U's high and low parts."""
+    """out = z - unit * (main + rest) U' for a block of BM x BD."""
     row = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     column = tl.program_id(0) * BD + tl.arange(0, BD)
+    mode = tl.arange(0, BK)
     live = (row < rows)[:, None]
-    inside = column < d
+    inside = (column < d)[:, None]
     total = tl.zeros((BM, BD), tl.float32)
+    left = row[:, None] * columns + mode[None, :]
+    right = column[:, None] * columns + mode[None, :]
     for k in tl.range(0, columns, BK):
-        mode = k + tl.arange(0, BK)
-        some = mode < columns
-        at = c + row[:, None] * (2 * columns) + mode[None, :]
-        x = tl.load(at, mask=live & some[None, :], other=0.0)
-        x += tl.load(at + columns, mask=live & some[None, :], other=0.0)
-        unit = tl.exp2(tl.floor(tl.log2(tl.maximum(tl.max(tl.abs(x), axis=1), 1e-30))))[:, None]
-        x = x / unit
-        main = x.to(z.dtype.element_ty)
-        rest = (x - main.to(tl.float32)).to(z.dtype.element_ty)
-        at = column[:, None] * columns + mode[None, :]
-        u = tl.load(high + at, mask=inside[:, None] & some[None, :], other=0.0).T
-        part = tl.dot(main, u)
-        part = tl.dot(rest, u, part)
-        part = tl.dot(main, tl.load(low + at, mask=inside[:, None] & some[None, :], other=0.0).T, part)
-        total += part * unit
-    keep = live & inside[None, :]
+        some = (k + mode < columns)[None, :]
+        x = tl.load(main + left, mask=live & some, other=0.0)
+        u = tl.load(high + right, mask=inside & some, other=0.0).T
+        total = tl.dot(x, u, total)
+        total = tl.dot(x, tl.load(low + right, mask=inside & some, other=0.0).T, total)
+        total = tl.dot(tl.load(rest + left, mask=live & some, other=0.0), u, total)
+        left += BK
+        right += BK
+    keep = live & (column < d)[None, :]
     t = tl.load(z + row[:, None] * stride + column[None, :], mask=keep, other=0.0).to(tl.float32)
-    result = t - total / (scale * scale)
-    tl.store(out + row[:, None] * d + column[None, :], result.to(z.dtype.element_ty), mask=keep)
+    back = tl.load(unit + row, mask=row < rows, other=0.0)[:, None] / (scale * scale)
+    result = (t - total * back).to(z.dtype.element_ty)
+    tl.store(out + row[:, None] * d + column[None, :], result, mask=keep)
 
 
 def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
@@ -161,9 +187,9 @@ def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
     K = U.shape[1]
     if K <= MOST:
         return "fused, high and low parts" if z.dtype is not torch.float32 else "fused, tf32 x 3"
-    return (
-        "library GEMM and subtraction by tiles, high and low parts" if z.dtype is not torch.float32 else None
-    )
+    if z.dtype is torch.float32 or not _HALF_TO_FLOAT:
+        return None
+    return "library GEMM and subtraction by tiles, high and low parts"
 
 
 class _Ablate(torch.autograd.Function):
@@ -175,14 +201,14 @@ class _Ablate(torch.autograd.Function):
         return _ablate(z, U)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _ablate(grad, ctx.basis), None
 
 
 @register("ablate", "triton", supports=_cuda)
 def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
-    """Any leading shape; a z whose last axis is not contiguous is copied. Workspace: U cut (kept while U lives)."""
-    result: torch.Tensor = _Ablate.apply(z, U)  # type: ignore[no-untyped-call]
+    """Any leading shape; a z whose last axis is strided is copied. Workspace: U cut (kept while U lives)."""
+    result: torch.Tensor = _Ablate.apply(z, U)
     return result
 
 
@@ -193,7 +219,7 @@ def _ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
     out = torch.empty((len(rows), d), dtype=z.dtype, device=z.device)
     if not (len(rows) and K):
         return out.copy_(rows).view(z.shape)
-    with torch.cuda.device_of(z):
+    with device_of(z):
         if K > MOST:
             _by_gemm(rows, split(U, z.dtype, triton.cdiv(K, 16) * 16, scale=SCALE), out)
         else:
@@ -230,16 +256,22 @@ def _by_gemm(rows: torch.Tensor, cut: Split, out: torch.Tensor) -> None:
 
 def _subtract(rows: torch.Tensor, c: torch.Tensor, cut: Split, out: torch.Tensor) -> None:
     n, d = rows.shape
+    columns = cut.high.shape[1]
+    main, rest = torch.empty((2, n, columns), dtype=rows.dtype, device=rows.device)
+    unit = torch.empty(n, dtype=torch.float32, device=rows.device)
+    cut_kernel[(triton.cdiv(n, 8),)](c, main, rest, unit, n, columns, BM=8, BK=128, num_warps=4)
     config = pick(MANY, rows.device)
     subtract_kernel[(triton.cdiv(d, int(config.blocks["BD"])), triton.cdiv(n, int(config.blocks["BM"])))](
         rows,
-        c,
+        main,
+        rest,
+        unit,
         out,
         cut.high,
         cut.low,
         n,
         d,
-        cut.high.shape[1],
+        columns,
         rows.stride(0),
         float(cut.scale),
         **config.launch,

@@ -1,7 +1,7 @@
 """Host path of `absmax` for fp16 rows: IEEE magnitudes are ordered like integers.
 
-Masking the sign bit and taking an integer maximum finds the largest magnitude, and NaN and inf compare above every
-number. Measured (Zen 5, one thread, 4096 x 4096 fp16): 2.1 ms against 19.5 ms for x.abs().amax(0).
+Masking the sign bit and taking an integer maximum finds the largest magnitude, and NaN and inf compare above
+every number. Measured (Zen 5, one thread, 4096 x 4096 fp16): 2.1 ms against 19.5 ms for x.abs().amax(0).
 """
 
 from __future__ import annotations

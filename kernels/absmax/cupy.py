@@ -1,7 +1,8 @@
 """a_j = max_i |x_ij| for fp16 and bf16 rows: IEEE magnitudes are ordered like integers.
 
-CuPy rather than Triton: a raw CUDA kernel reaches the packed 16-bit maximum (one instruction for two channels), and
-nothing is widened; torch's x.abs().amax(0) writes and reads a copy of x. Torch's memory is seen through DLPack.
+CuPy rather than Triton: a raw CUDA kernel reaches the packed 16-bit maximum (one instruction for two
+channels), and nothing is widened; torch's x.abs().amax(0) writes and reads a copy of x. Torch's memory is
+seen through DLPack.
 Bytes: x once. The maximum is the same in any order, so blocks combine by atomicMax.
 """
 
@@ -17,8 +18,10 @@ from .._cupy import on_torch_stream, view
 from ..dispatch import register
 
 _SOURCE = r"""
-extern "C" __global__ void absmax16(const uint4* __restrict__ x, unsigned int* __restrict__ out,
-                                    const long long n, const int packs, const long long stride, const int rows) {
+extern "C" __global__ void absmax16(
+    const uint4* __restrict__ x, unsigned int* __restrict__ out,
+    const long long n, const int packs, const long long stride, const int rows
+) {
     const int pack = blockIdx.x * 32 + threadIdx.x;
     const long long first = (long long)blockIdx.y * rows;
     const long long last = pack < packs ? min(first + rows, n) : 0;

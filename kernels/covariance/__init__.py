@@ -19,19 +19,20 @@ def covariance_update(
     """gram[i, j] += sum_n rows[n, i] rows[n, j] for i >= j.
 
     Args:
-        rows: [n, d], staged by `stage` (shifted, so that precision is not lost to the mean). On the host fp32 in
-            mode precise and fast, fp64 in mode exact, and fastest as a transposed buffer (`torch.empty(d, n).T`).
+        rows: [n, d], staged by `stage` (shifted, so that precision is not lost to the mean): on the host fp32
+            in modes precise and fast, fp64 in mode exact.
         gram: fp64 [d, d], row-major. The lower triangle with the diagonal accumulates; what stands above the
             diagonal is undefined until `mirror_lower`.
-        mode: precise adds at most 4,096 products in fp32 before promoting to fp64; exact multiplies and adds in fp64;
-            fast may chain further where that is quicker (on the host it is not, so fast equals precise there).
+        mode: precise promotes fp32 sums to fp64 every 2,048 rows on the host and sooner on a GPU; exact
+            multiplies and adds in fp64; fast may chain further where that is quicker (on the host it is not,
+            so fast equals precise there).
         workspace: scratch reused between calls; without one each call allocates.
 
     Returns:
         The path that ran.
 
-    Flops: n d (d + 1), half those of a full product. Bytes: rows once or twice, the triangle of `gram` read and
-    written once per 4,096 rows.
+    Flops: n d (d + 1), half those of a full product. Bytes, host: rows twice, the triangle of `gram` read
+    and written once per 2,048 rows.
 
     Raises:
         ValueError: shapes, dtypes, devices or mode are not as above.
@@ -50,7 +51,7 @@ def covariance_update(
 
 
 def mirror_lower(gram: torch.Tensor, *, block: int = 512) -> None:
-    """Copy the lower triangle of a square matrix onto the upper one in place: exactly symmetric afterwards."""
+    """Copy the lower triangle of a square matrix onto the upper one, in place."""
     d = gram.shape[0]
     for lo in range(0, d, block):
         hi = min(lo + block, d)

@@ -1,8 +1,8 @@
 """gram += rows' rows in fp64 by DSYRK, for mode exact and for fp32 rows.
 
-CuPy rather than torch, which has no SYRK: half the flops of a product. On one H100 at d = 4096: 306 ns/row against
-592 for torch's fp64 product (fp64 tensor cores in both). CuPy sees torch's memory through DLPack; nothing is copied
-but fp32 rows, which are widened 4,096 at a time.
+CuPy rather than torch, which has no SYRK: half the flops of a product. On one H100 at d = 4096: 306 ns/row
+against 592 for torch's fp64 product (fp64 tensor cores in both). CuPy sees torch's memory through DLPack;
+nothing is copied but fp32 rows, which are widened 4,096 at a time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """S = V diag(w) V' on the GPU by cuSOLVER's divide and conquer (syevd).
 
-CuPy and torch call the same routine and take the same time (one H100, fp64: 127 ms at d = 4096, 627 at 8192), so a
-kernel of our own would not pay: syevd spends it in a tridiagonal reduction bound by memory. CuPy shares torch's
-memory both ways through DLPack, and raises where the routine does not converge.
+CuPy and torch call the same routine and take the same time (one H100, fp64: 127 ms at d = 4096, 627 at
+8192), so a kernel of our own would not pay: syevd spends it in a tridiagonal reduction bound by memory.
+CuPy shares torch's memory both ways through DLPack, and raises where the routine does not converge.
 """
 
 from __future__ import annotations

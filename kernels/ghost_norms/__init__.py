@@ -14,13 +14,13 @@ __all__ = ["ghost_norms", "lora_norms"]
 def ghost_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """norm_b = |A_b' G_b|_F, the norm of sample b's gradient of a linear weight.
 
-    By the smaller of two ways: sum_ts (a_t' a_s)(g_t' g_s), T^2 (d + p) flops, which never forms the d x p gradient
-    (Goodfellow, arXiv:1510.01799; sequences: Li et al., arXiv:2110.05679), or its entries by tiles, 2 T d p flops,
-    when T > 2 d p / (d + p).
+    By the smaller of two ways: sum_ts (a_t' a_s)(g_t' g_s), T^2 (d + p) flops, which never forms the d x p
+    gradient (Goodfellow, arXiv:1510.01799; sequences: Li et al., arXiv:2110.05679), or its entries by tiles,
+    2 T d p flops, when T > 2 d p / (d + p).
 
     Args:
         a: [B, T, d] inputs of the layer.
-        g: [B, T, p] gradients of the loss with respect to its outputs; rows of padding must be zero in one of them.
+        g: [B, T, p] gradients with respect to its outputs; padding must be zero in one of the two.
 
     Returns:
         fp64 [B].

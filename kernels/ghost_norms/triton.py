@@ -1,13 +1,13 @@
 """|A_b' G_b|_F per sample by tiles: the Gram way for short sequences, the entries for long ones.
 
-Triton rather than cuBLAS: the library writes two T x T Gram matrices (or the d x p gradients) of every sample in full
-and reads them back; here a program forms a tile of both, of the lower triangle only, and keeps one fp32 number.
-On one H100, B = 32, T = 512, d = p = 4096 in fp16: 1.2 times the batched products of the Gram way, 5.8 times forming
-the gradients. Bytes: a and g once a 128 positions from L2.
+Triton rather than cuBLAS: the library writes two T x T Gram matrices (or the d x p gradients) of every
+sample in full and reads them back; here a program forms a tile of both, of the lower triangle only, and
+keeps one fp32 number. On one H100, B = 32, T = 512, d = p = 4096 in fp16: 1.2 times the batched products of
+the Gram way, 5.8 times forming the gradients. Bytes: a and g once a 128 positions from L2.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, pick
+from .._triton.config import Config, device_of, pick
 from ..dispatch import register
 
 GRAM = {
@@ -54,7 +54,7 @@ def _products(x, stride, i, j, T, width, BT: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def gram_norm_kernel(a, g, part, T, d, p, BT: tl.constexpr, BK: tl.constexpr):
-    """One tile on or below the diagonal of (A A') o (G G') of one sample, summed; off-diagonal tiles count twice."""
+    """One tile of (A A') o (G G') of one sample, summed; tiles off the diagonal count twice."""
     tile = tl.program_id(0)
     i = (tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) * 0.5 - 0.5).to(tl.int32)
     i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
@@ -105,7 +105,7 @@ def ghost_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     B, T = a.shape[:2]
     a, g = a.contiguous(), g.contiguous()
     full = a.dtype is torch.float32
-    with torch.cuda.device_of(a):
+    with device_of(a):
         if by_entries(a, g):
             if a.shape[2] > g.shape[2]:
                 a, g = g, a

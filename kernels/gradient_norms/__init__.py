@@ -28,8 +28,8 @@ def gradient_norms(
     Bytes: g once.
 
     Raises:
-        ValueError: cu_seqlens does not rise strictly from 0 to T (a sample without positions is named), or shapes,
-            dtypes or devices do not agree.
+        ValueError: cu_seqlens does not rise strictly from 0 to T (a sample without positions is named), or
+            shapes, dtypes or devices do not agree.
     """
     matrix("g", g)
     floating("g", g)

@@ -20,7 +20,7 @@ def _host(g: torch.Tensor, cu_seqlens: torch.Tensor, U: torch.Tensor | None = No
 def gradient_norms(
     g: torch.Tensor, cu_seqlens: torch.Tensor, U: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Per sample: sum of squares and sum of rows from the same upcast block, then one product for all samples."""
+    """Sum of squares and sum of rows from the same upcast block, then one product for all samples."""
     ends = cu_seqlens.tolist()
     count = len(ends) - 1
     squares = torch.zeros(count, dtype=torch.float64)

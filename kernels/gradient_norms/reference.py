@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from modegap.kernels.dispatch import register
@@ -17,7 +19,7 @@ def gradient_norms(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Frobenius norm of each sample's rows, and the projections of their mean."""
     ends = cu_seqlens.tolist()
-    samples = [g[lo:hi].double() for lo, hi in zip(ends, ends[1:], strict=False)]
+    samples = [g[lo:hi].double() for lo, hi in pairwise(ends)]
     empty = torch.zeros((0, g.shape[1]), dtype=torch.float64, device=g.device)
     norms = torch.stack([s.square().sum().sqrt() for s in samples]) if samples else empty.sum(1)
     if U is None:

@@ -1,7 +1,8 @@
-"""norm_b = sqrt(sum_t |g_t|^2), p_bk = (mean_t g_t)' u_k: one read of ragged gradients (kernels/_triton/segments.py).
+"""norm_b = sqrt(sum_t |g_t|^2), p_bk = (mean_t g_t)' u_k in one read of g (_triton/segments.py).
 
-(mean_t g_t)' U needs only the column sums, so the projections come from the same loads and cost K products a
-column block instead of K a value. Triton rather than library calls: a norm and a matrix product would read g twice.
+(mean_t g_t)' U needs only the column sums, so the projections come from the same loads and cost K products
+a column block instead of K a value. Triton rather than library calls: a norm and a matrix product would
+read g twice.
 Bytes: g once, U [d, K] once a run from L2, partial results 4 (1 + K) a 128 columns of a run.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton.config import multiprocessors, pick
+from .._triton.config import device_of, multiprocessors, pick
 from .._triton.segments import NORM, norm_finish_kernel, norm_kernel, splits
 from ..dispatch import register
 
@@ -42,7 +43,7 @@ def gradient_norms(
     norms = torch.empty(B, dtype=torch.float64, device=g.device)
     out = torch.empty((B, K), dtype=torch.float64, device=g.device)
     ends = cu_seqlens.contiguous()
-    with torch.cuda.device_of(g):
+    with device_of(g):
         norm_kernel[(blocks, cuts, B)](g, ends, u, squares, proj, d, g.stride(0), cuts, K, **config.launch)
         norm_finish_kernel[(B, max(1, triton.cdiv(K, 32)))](
             squares, proj, ends, norms, out, parts, K, BP=32, BK=32, num_warps=4

@@ -16,7 +16,8 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """m_b = mean of x[b, t] over the t with mask[b, t].
 
     Args:
-        x: [B, T, d], any floating dtype. Positions outside the mask are not read, so padding may hold anything.
+        x: [B, T, d], any floating dtype. Positions outside the mask are not read, so padding may hold
+            anything.
         mask: bool [B, T].
 
     Returns:

@@ -1,7 +1,7 @@
-"""m_b = mean of x[b, t] over the kept t, cast to fp32: one read of the kept positions (kernels/_triton/segments.py).
+"""m_b = mean of x[b, t] over the kept t in fp32: one read of the kept positions (_triton/segments.py).
 
-Triton rather than library calls, which read x several times (a product by the mask, a sum, a division) or also read
-the padding. Bytes: the kept rows of x once, 4 d a sample out.
+Triton rather than library calls, which read x several times (a product by the mask, a sum, a division) or
+also read the padding. Bytes: the kept rows of x once, 4 d a sample out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton.config import multiprocessors, pick
+from .._triton.config import device_of, multiprocessors, pick
 from .._triton.segments import MEAN, mean_kernel, splits
 from ..dispatch import register
 
@@ -30,7 +30,7 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     sums = torch.empty((B, cuts, d), dtype=torch.float32, device=x.device)
     counts = torch.empty((B, cuts), dtype=torch.int32, device=x.device)
     flags = mask.contiguous().view(torch.uint8)
-    with torch.cuda.device_of(x):
+    with device_of(x):
         mean_kernel[(blocks, cuts, B)](
             x,
             flags,

@@ -1,8 +1,8 @@
 """Host path of `projection_energy`: GEMM on 512-row blocks, squares summed while the block is in cache.
 
-Products in fp32 (fp64 for fp64 rows), squares summed in fp32 within a block and in fp64 across blocks: the relative
-error of a direction that holds a share s of the rows' squared norm is about 1e-7 / sqrt(s). oneDNN where it pays
-(host.py), else numpy's GEMM.
+Products in fp32 (fp64 for fp64 rows), squares summed in fp32 within a block and in fp64 across blocks: the
+relative error of a direction that holds a share s of the rows' squared norm is about 1e-7 / sqrt(s). oneDNN
+where it pays (host.py), else numpy's GEMM.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from modegap.kernels.dispatch import register
-from modegap.kernels.host import onednn_refusal, product
+from modegap.kernels.host import onednn_refusal, parallel, product
 
 _ROWS = 512
 
@@ -27,14 +27,24 @@ def _host(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
 
 @register("projection_energy", "cpu", supports=_host)
 def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
-    """Block by block: y = x U, out += sum of y^2."""
+    """Block by block: y = x U, out += sum of y^2, added in the order of the rows."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     use_onednn = dtype is torch.float32 and not onednn_refusal()
     directions = U.T.to(dtype).contiguous()
-    for lo in range(0, x.shape[0], _ROWS):
-        block = x[lo : lo + _ROWS].to(dtype)
+    starts = range(0, x.shape[0], _ROWS)
+    sums = torch.zeros((len(starts), U.shape[1]), dtype=torch.float64)
+
+    def block(i: int) -> None:
+        rows = x[starts[i] : starts[i] + _ROWS].to(dtype).contiguous()
         if use_onednn:
-            y = product(block.contiguous(), directions)
+            y = product(rows, directions)
         else:
-            y = torch.from_numpy(np.matmul(block.numpy(), directions.numpy().T))
-        out += y.square_().sum(0)
+            y = torch.from_numpy(np.matmul(rows.numpy(), directions.numpy().T))
+        sums[i] = y.square_().sum(0)
+
+    if use_onednn:
+        parallel(block, range(len(starts)))
+    else:  # BLAS brings its own threads
+        for i in range(len(starts)):
+            block(i)
+    out += sums.sum(0)

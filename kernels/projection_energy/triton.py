@@ -1,12 +1,13 @@
-"""out[k] += sum_i (x_i' u_k)^2: a matrix product whose epilogue squares and sums, so that X U is never written.
+"""out[k] += sum_i (x_i' u_k)^2: a product whose epilogue squares and sums; X U is never written.
 
-Triton rather than cuBLAS: the library writes the n x K product and reads it again; the epilogue here keeps one fp32
-partial sum a 128 rows and column, which are added in fp64 in a fixed order (no atomics). Flops 2 n d K (twice that
-where U is wider than the rows: high and low parts). Bytes: x once a 256 columns of U, from L2 after the first.
+Triton rather than cuBLAS: the library writes the n x K product and reads it again; the epilogue here keeps
+one fp32 partial sum a 128 rows and column, which are added in fp64 in a fixed order (no atomics). Flops 2 n
+d K (twice that where U is wider than the rows: high and low parts). Bytes: x once a 256 columns of U, from
+L2 after the first.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, pick
+from .._triton.config import Config, device_of, pick
 from .._triton.split import split
 from ..dispatch import register
 
@@ -27,7 +28,7 @@ NARROW = {
     90: Config({"BM": 128, "BN": 64, "BK": 64}, warps=8, stages=5),
 }
 """K up to 64, high and low parts: bound by reading x."""
-SINGLE = {80: NARROW[80], 86: NARROW[86], 90: Config({"BM": 128, "BN": 64, "BK": 128}, warps=8, stages=3)}
+SINGLE = {80: NARROW[80], 86: NARROW[86], 90: Config({"BM": 128, "BN": 64, "BK": 128}, warps=8, stages=4)}
 """The same with one product a tile."""
 WIDE = {
     80: Config({"BM": 128, "BN": 128, "BK": 32}, warps=8, stages=4),
@@ -143,7 +144,7 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
     config = configuration(x, low, columns)
     blocks = triton.cdiv(n, int(config.blocks["BM"]))
     part = torch.empty((blocks, columns), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
+    with device_of(x):
         energy_kernel[(blocks * triton.cdiv(columns, int(config.blocks["BN"])),)](
             x,
             high,

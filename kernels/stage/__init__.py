@@ -15,16 +15,17 @@ __all__ = ["shift_of", "stage"]
 def shift_of(pilot: torch.Tensor) -> torch.Tensor:
     """c_j = fp16(mean_j) where |mean_j| > 3 std_j, else 0, over the rows of a pilot.
 
-    An uncentred Gram matrix loses a factor 1 + (mean/std)^2 of its precision; subtracting a constant close to the
-    mean gives it back, and the constant is an fp16 number so that for c/2 <= x <= 2c the subtraction of an fp16 x is
-    exact even in fp16 (Sterbenz, Floating-Point Computation, 1974). Below 3 std the loss is under a digit and is not
-    worth a subtraction.
+    An uncentred Gram matrix loses a factor 1 + (mean/std)^2 of its precision; subtracting a constant close to
+    the mean gives it back, and the constant is an fp16 number so that for c/2 <= x <= 2c the subtraction of
+    an fp16 x is exact even in fp16 (Sterbenz, Floating-Point Computation, 1974). Below 3 std the loss is
+    under a digit and is not worth a subtraction.
 
     Args:
         pilot: [n, d], floating, true values (scale applied); n >= 0.
 
     Returns:
-        fp32 [d] on the pilot's device; 0 where the pilot has fewer than two rows, or where the mean exceeds fp16.
+        fp32 [d] on the pilot's device; 0 where the pilot has fewer than two rows, or where the mean exceeds
+        fp16.
 
     Raises:
         ValueError: the pilot is not a floating matrix.
@@ -42,8 +43,7 @@ def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor)
         x: [n, d] stored values, fp16, bf16, fp32 or fp64.
         shift: fp32 [d], in true units (after the scale).
         scale: a power of two; true value = stored value * scale, exact in fp32 and fp64.
-        out: [>= n, d] on x's device. fp32 (precise) or fp64 (exact) on the host; rows may be strided, and
-            the fast layout for the covariance kernel is a transposed buffer: `torch.empty(d, n).T`.
+        out: [>= n, d] on x's device: fp32 (precise) or fp64 (exact) on the host, also fp16 on a GPU.
 
     Bytes: reads x once, writes out once (host: 2 + 4 bytes a value, by cache-sized row blocks).
 

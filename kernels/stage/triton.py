@@ -1,13 +1,14 @@
 """out[n, j] = x[n, j] * scale - shift[j] with the cast fused, and optionally the column sums of out.
 
-Triton rather than CuPy or torch: at 65,536 x 4096 fp16 on an H100 this runs at 0.97 of copy bandwidth (5.7 ns/row,
-sums and the count of inexact values included), a CuPy elementwise kernel, whose 2-byte accesses are not vectorised,
-at 0.28, and torch.sub at 0.53. Fused into the Gram kernel the subtraction would defeat its asynchronous copies.
-Bytes: x once, out once, 4 d a 256 rows for the sums.
+Triton rather than CuPy or torch: at 65,536 x 4096 fp16 on one H100 this takes 5.6 ns/row, 0.96 of copy
+bandwidth (6.1 with the column sums and the count of inexact values), torch.sub 10.3, and a CuPy elementwise
+kernel, whose 2-byte accesses are not vectorised, 19. Fused into the Gram kernel the subtraction would
+defeat its asynchronous copies.
+Bytes: x once, out once, 4 d a 512 rows for the sums.
 """
 
 # The bodies of kernels are not Python: they have no types.
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -15,13 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, pick
+from .._triton.config import Config, device_of, pick
 from ..dispatch import register
 
-CONFIGS = {
-    80: Config({"CHUNK": 256, "BT": 16, "BD": 128, "DEPTH": 3}, warps=2),
-    90: Config({"CHUNK": 256, "BT": 16, "BD": 128, "DEPTH": 3}, warps=2),
-}
+CONFIGS = {80: Config({"CHUNK": 64, "BT": 16, "BD": 128, "DEPTH": 3}, warps=2)}
+SUMMING = {80: Config({"CHUNK": 512, "BT": 16, "BD": 128, "DEPTH": 3}, warps=2)}
+"""With sums: longer chunks leave fewer partial sums to add."""
 
 
 @triton.jit
@@ -86,10 +86,11 @@ def stage_and_sum(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`stage`, returning also (column sums of out, fp64 [d]; values whose rounding was not exact, int64 []).
 
-    The sums are taken in fp32 (fp64 for an fp64 out) over 256 rows and in fp64 over those, from the same loads: a
-    separate pass would read everything once more. A subtraction is exact where c/2 <= x <= 2c (Sterbenz).
+    The sums are taken in fp32 (fp64 for an fp64 out) over 512 rows and in fp64 over those, from the same
+    loads: a separate pass would read everything once more. A subtraction is exact where c/2 <= x <= 2c
+    (Sterbenz).
     """
-    columns, rows = _grid(x)
+    columns, rows = _grid(x, pick(SUMMING, x.device))
     wide = torch.float64 if out.dtype is torch.float64 else torch.float32
     sums = torch.empty((rows, x.shape[1]), dtype=wide, device=x.device)
     inexact = torch.empty(columns * rows, dtype=torch.int32, device=x.device)
@@ -97,9 +98,9 @@ def stage_and_sum(
     return sums.sum(0, dtype=torch.float64), inexact.sum(dtype=torch.int64)
 
 
-def _grid(x: torch.Tensor) -> tuple[int, int]:
-    blocks = pick(CONFIGS, x.device).blocks
-    return triton.cdiv(x.shape[1], int(blocks["BD"])), triton.cdiv(x.shape[0], int(blocks["CHUNK"]))
+def _grid(x: torch.Tensor, config: Config) -> tuple[int, int]:
+    across, down = int(config.blocks["BD"]), int(config.blocks["CHUNK"])
+    return triton.cdiv(x.shape[1], across), triton.cdiv(x.shape[0], down)
 
 
 def _run(
@@ -116,8 +117,9 @@ def _run(
     x = x if x.stride(1) == 1 else x.contiguous()
     target = out if out.stride(1) == 1 else torch.empty((n, d), dtype=out.dtype, device=out.device)
     unused = shift
-    with torch.cuda.device_of(x):
-        stage_kernel[_grid(x)](
+    config = pick(CONFIGS if sums is None else SUMMING, x.device)
+    with device_of(x):
+        stage_kernel[_grid(x, config)](
             x,
             shift.contiguous(),
             target,
@@ -129,7 +131,7 @@ def _run(
             target.stride(0),
             float(scale),
             REPORT=sums is not None,
-            **pick(CONFIGS, x.device).launch,
+            **config.launch,
         )
     if target is not out:
         out[:n] = target

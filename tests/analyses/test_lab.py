@@ -58,6 +58,7 @@ def test_recorded_headline_meets_the_target() -> None:
         found = facts["variants"][variant]
         assert found["images"] >= 200
         assert found["digit_accuracy"] >= 0.8
+    assert min(facts["decoder"]["answer_accuracy"].values()) >= 0.9
     assert "held-out images" in headline(facts)
 
 
@@ -174,7 +175,7 @@ def test_bad_arguments_are_named() -> None:
 def test_variant_captions_held_out_images(pair: dict[str, tuple[Any, Any]], variant: str) -> None:
     from modegap.analyses.lab.scoring import digit_accuracy, generate_captions
 
-    dataset = LabDataset("test", size=240)
+    dataset = LabDataset("test", size=200)
     written = generate_captions(*pair[variant], dataset)
     assert digit_accuracy(written, dataset) >= 0.8
     assert not attribute_words() & {word for text in written for word in words(text)}

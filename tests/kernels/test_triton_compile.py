@@ -1,4 +1,4 @@
-"""Every kernel in every shipped configuration compiles for sm_80, sm_86 and sm_90, fits the chip, and promotes."""
+"""Every kernel in every shipped configuration compiles for sm_80, sm_86 and sm_90 and fits the chip."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_compiles_and_fits(cc: int, spec: Spec) -> None:
     ptx = kernel.asm["ptx"]
     if "precise" in spec.name or spec.gluon:
         # Promotion is one fp32 addition an accumulator element, outside the chain of products. Two halves of
-        # 128 x 128 over 256 threads: 64 each, in Triton's loop and in each group of warps of the Hopper kernel.
+        # 128 x 128 over 256 threads: 64 each, in Triton's loop and in each group of warps on Hopper.
         assert ptx.count("wgmma.mma_async" if cc == 90 else "mma.sync") >= 8
         assert len(re.findall(r"add(?:\.rn)?\.f32", ptx)) >= 128
     if spec.name.endswith("fast"):
@@ -48,7 +48,7 @@ def test_compiles_and_fits(cc: int, spec: Spec) -> None:
 
 
 def test_promotion_interrupts_the_chain() -> None:
-    """In the Hopper kernel: eight products, a wait, 64 additions, and so on; never more than eight in a row."""
+    """In the Hopper kernel: eight products, a wait, 64 additions, and so on; never more than eight."""
     spec = next(spec for spec in specs(90) if spec.name == "hopper triangle")
     code = " ".join(multiplies(compiled(90, spec).asm["ptx"]))
     runs = [len(run.split()) for run in re.findall(r"(?:wgmma\.mma_async ?)+", code)]
@@ -66,5 +66,5 @@ def test_configuration_of_an_unknown_architecture() -> None:
         "num_stages": 3,
         "maxnreg": 128,
     }
-    with pytest.raises(ValueError, match="compute capability 9.5"):
+    with pytest.raises(ValueError, match=r"compute capability 9\.5"):
         pick({95: Config()}, torch.device("cpu"))

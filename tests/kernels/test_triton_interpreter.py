@@ -1,8 +1,8 @@
 """The Triton kernels on small shapes against the fp64 oracle, without a GPU: run by Triton's interpreter.
 
-The interpreter is chosen when Triton is imported, so the cases run in a process of their own (this file as a script),
-which prints one JSON line for each. It is sequential and rounds to nearest: races and the tensor cores' bias are
-for tests/kernels/test_gpu.py, what the compiler makes of the kernels for test_triton_compile.py.
+The interpreter is chosen when Triton is imported, so the cases run in a process of their own (this file as a
+script), which prints one JSON line for each. It is sequential and rounds to nearest: races and the bias of
+tensor cores are for test_gpu.py, what the compiler makes of the kernels for test_triton_compile.py.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def ragged_rows(n, d, dtype=None):
 
 def gram_case(mode, shapes):
     import torch
+
     from modegap.kernels.covariance.triton import covariance_update
 
     for n, d in shapes:
@@ -71,6 +72,7 @@ def covariance_fast():
 @case
 def covariance_splits_rows_of_the_last_wave():
     import torch
+
     from modegap.kernels._triton.plan import plan
 
     cut = plan(200, 2304, 4, torch.device("cpu"))
@@ -82,6 +84,7 @@ def covariance_splits_rows_of_the_last_wave():
 @case
 def covariance_of_strided_rows_and_gram():
     import torch
+
     from modegap.kernels.covariance.triton import covariance_update
 
     wide = ragged_rows(90, 100)
@@ -98,6 +101,7 @@ def covariance_of_strided_rows_and_gram():
 @case
 def cross():
     import torch
+
     from modegap.kernels.cross.triton import cross_update
 
     for n, p, q in [(0, 5, 5), (70, 130, 45), (130, 20, 260)]:
@@ -112,6 +116,7 @@ def cross():
 @case
 def stage_casts_shifts_and_counts():
     import torch
+
     from modegap.kernels.stage.triton import stage, stage_and_sum
 
     for n, d in [(0, 9), (1, 3), (70, 130), (129, 257)]:
@@ -134,6 +139,7 @@ def stage_casts_shifts_and_counts():
 @case
 def stage_counts_roundings():
     import torch
+
     from modegap.kernels.stage.triton import stage_and_sum
 
     x = torch.tensor([[1.0009765625, 100.0], [3.0, 100.0]]).half()
@@ -145,6 +151,7 @@ def stage_counts_roundings():
 @case
 def projection_energy():
     import torch
+
     from modegap.kernels.projection_energy.triton import projection_energy
 
     for n, d, K in [(0, 8, 3), (5, 33, 1), (140, 100, 17), (130, 70, 70), (257, 64, 16)]:
@@ -164,6 +171,7 @@ def projection_energy():
 @case
 def ablate():
     import torch
+
     from modegap.kernels.ablate.triton import ablate
 
     for shape, K in [((0, 24), 2), ((24,), 1), ((3, 5, 70), 11), ((2, 65, 130), 40), ((9, 200), 100)]:
@@ -187,6 +195,7 @@ def ablate():
 @case
 def ablate_of_large_states_and_gradients():
     import torch
+
     from modegap.kernels.ablate.triton import ablate
 
     U = torch.linalg.qr(torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[
@@ -206,6 +215,7 @@ def ablate_of_large_states_and_gradients():
 @case
 def ablate_many_directions():
     import torch
+
     from modegap.kernels._triton.split import split
     from modegap.kernels.ablate.triton import _subtract
 
@@ -225,6 +235,7 @@ def ablate_many_directions():
 @case
 def gradient_norms():
     import torch
+
     from modegap.kernels.gradient_norms.triton import gradient_norms
 
     for lengths, d, K in [([1], 7, 2), ([3, 40, 1, 17], 130, 33), ([300, 5], 64, 0)]:
@@ -246,6 +257,7 @@ def gradient_norms():
 @case
 def masked_mean():
     import torch
+
     from modegap.kernels.masked_mean.triton import masked_mean
 
     for B, T, d in [(1, 1, 3), (3, 19, 70), (2, 300, 64)]:
@@ -263,6 +275,7 @@ def masked_mean():
 @case
 def ghost_norms():
     import torch
+
     from modegap.kernels.ghost_norms.triton import by_entries, ghost_norms
 
     ways = set()
@@ -297,7 +310,7 @@ def outcomes() -> dict[str, str]:
         check=False,
     )
     found = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
-    return found or {name: done.stderr for name in CASES}
+    return found or dict.fromkeys(CASES, done.stderr)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -62,7 +62,9 @@ def load_result(path: str | Path) -> Saved:
         cls = _KINDS[content["kind"]]
         result: Saved = decode(cls, content["result"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a saved result ({error!r}); run the analysis again with --out") from error
+        raise ValueError(
+            f"{path}: not a saved result ({error!r}); run the analysis again with --out"
+        ) from error
     return result
 
 

@@ -207,9 +207,9 @@ class AblationResult(NotebookRepr):
 
     def figure(self) -> Any:
         """Change of the loss by condition with intervals, and every random draw."""
-        from .figure import ablation_chart
+        from modegap.analyses.report.figures import ablation_effect, ablation_rows
 
-        return ablation_chart(self)
+        return ablation_effect(ablation_rows(self))
 
     def _notes(self) -> tuple[str, ...]:
         return (

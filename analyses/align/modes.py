@@ -280,10 +280,11 @@ class Modes(NotebookRepr):
         return (*notes, *self.warnings)
 
     def figure(self) -> Any:
-        """Rho of the considered modes with intervals, over the cumulative variance."""
-        from .figure import modes_chart
+        """Variance and rho of the considered modes, with intervals and the threshold."""
+        from modegap.analyses.report.figures import mode_rows, mode_spectrum
 
-        return modes_chart(self)
+        title = f"{self.point} against {self.text_point}"
+        return mode_spectrum(mode_rows(self, title), threshold=self.config.threshold)
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file (its header holds the JSON part); replaces atomically."""

@@ -62,8 +62,7 @@ def captioned(rng: np.random.Generator) -> str:
 def answered(rng: np.random.Generator) -> str:
     """A scene and questions about what it tells, each with its answer.
 
-    Several questions a scene, or the decoder learns to look up the digit only: with one, after 77,000 texts
-    it named colours and places by chance. Most have one all the same: a greedy answer ends after a word.
+    More than half have one question only, so that a greedy answer ends after a word.
     """
     text, facts, told = scene(rng)
     count = 1 if rng.random() < 0.55 else len(told)

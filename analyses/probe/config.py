@@ -48,7 +48,9 @@ class ProbeConfig:
         if self.law == "paper" and self.C != 1.0:
             raise ValueError(f"law='paper' fixes C = 1 / (1e-4 n_train), got C={self.C}; drop one of the two")
         if self.law == "paper" and self.group is not None:
-            raise ValueError(f"law='paper' splits without groups, got group={self.group!r}; drop one of the two")
+            raise ValueError(
+                f"law='paper' splits without groups, got group={self.group!r}; drop one of the two"
+            )
         if not self.seeds:
             raise ValueError("seeds: got none, expected at least one")
         if not 0 < self.test_fraction < 1:

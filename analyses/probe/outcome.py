@@ -201,7 +201,8 @@ class ProbeResult(NotebookRepr):
             f"l2 logistic regression, {strength}, z-scored with training statistics, "
             f"{100 * c.test_fraction:g} % of the samples to test on, stratified, mean and standard deviation "
             f"over seeds {', '.join(map(str, c.seeds))}"
-            f"{f', no {c.group} on both sides of a split' if c.group else ''}; retention is {c.retention[1]} over {c.retention[0]}"
+            f"{f', no {c.group} on both sides of a split' if c.group else ''}; "
+            f"retention is {c.retention[1]} over {c.retention[0]}"
         ]
         for label in self.labels:
             # What holds at every hook point is said once.

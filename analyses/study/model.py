@@ -52,7 +52,9 @@ def load_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; give the folder that `modegap align --out` and the others wrote to")
+        raise ValueError(
+            f"no folder {folder}; give the folder that `modegap align --out` and the others wrote to"
+        )
     modes: list[Modes] = []
     once: dict[str, Any] = {}
     for file in sorted(folder.iterdir()):
@@ -67,7 +69,9 @@ def load_study(folder: str | Path) -> Study:
             raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
         once[kind] = result
     if not modes and not once:
-        raise ValueError(f"{folder} holds no results; run `modegap align MODAL --text TEXT --out {folder}/modes.safetensors`")
+        raise ValueError(
+            f"{folder} holds no results; run `modegap align MODAL TEXT --out {folder}/modes.safetensors`"
+        )
     modes.sort(key=lambda one: one.point != "adapter_output")
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
     return Study(folder.name, tuple(modes), facts=facts, provenance=_provenance(folder), **once)

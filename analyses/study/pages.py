@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
 from modegap.analyses.report import Headline, Item, Report, Section
 from modegap.analyses.report.figures import mode_rows, mode_spectrum, probe_curves, probe_rows
@@ -37,7 +38,9 @@ def study_report(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"a report needs studies of different names, got {names}")
     sections = [_examples(studies, about), *_modes(studies), *_probes(studies), *_ablations(studies)]
-    origin = {f"{study.name}: {store}": facts for study in studies for store, facts in study.provenance.items()}
+    origin = {
+        f"{study.name}: {store}": facts for study in studies for store, facts in study.provenance.items()
+    }
     return Report(
         title=title,
         summary=(*summary, *_findings(studies)),
@@ -71,8 +74,12 @@ def _modes(studies: Sequence[Study]) -> Iterator[Section]:
             "between texts; bars are intervals over groups of samples, for fixed modes."
         ),
     )
-    overview = _stacked("Mode alignment with the text", [(s.name, m.table()) for s in with_modes for m in s.modes])
-    yield Section("Modes and their alignment with text", "modes", _MODES, [chart, Item(overview, name="alignment")])
+    overview = _stacked(
+        "Mode alignment with the text", [(s.name, m.table()) for s in with_modes for m in s.modes]
+    )
+    yield Section(
+        "Modes and their alignment with text", "modes", _MODES, [chart, Item(overview, name="alignment")]
+    )
     for study in with_modes:
         yield Section(
             f"Modes of {study.name}",
@@ -95,7 +102,10 @@ def _probes(studies: Sequence[Study]) -> Iterator[Section]:
                 probe_curves(rows),
                 name="probe-curves",
                 title="What can be read linearly along the pipeline",
-                caption="Test accuracy of linear probes on pooled rows; bars: standard deviation over splits; dashed: chance.",
+                caption=(
+                    "Test accuracy of linear probes on pooled rows; bars: standard deviation over splits; "
+                    "dashed: chance."
+                ),
             )
         )
     items += [Item(probes, name=f"probes-{name}", title=f"{name}: probe accuracy") for name, probes in found]
@@ -105,16 +115,19 @@ def _probes(studies: Sequence[Study]) -> Iterator[Section]:
 def _ablations(studies: Sequence[Study]) -> Iterator[Section]:
     found = [(study.name, study.ablation) for study in studies if study.ablation is not None]
     if found:
-        items = [Item(one, name=f"ablation-{name}", title=f"{name}: loss without the modes") for name, one in found]
+        items = [
+            Item(one, name=f"ablation-{name}", title=f"{name}: loss without the modes") for name, one in found
+        ]
         yield Section("Causal ablation", "ablation", _ABLATION, items)
 
 
 def _stacked(title: str, tables: Sequence[tuple[str, Table]]) -> Table:
-    """Tables of the same columns under each other, with the model's name in front; notes once."""
+    """Tables of the same columns under each other, with the model's name in front."""
     first = tables[0][1]
     rows = [(name, *row) for name, table in tables for row in table.rows]
-    notes = dict.fromkeys(f"{name}: {note}" for name, table in tables for note in table.notes)
-    return Table(title, ["model", *first.headers], rows, tuple(notes))
+    return Table(
+        title, ["model", *first.headers], rows, ("conditions and warnings stand with each result below",)
+    )
 
 
 def _headlines(studies: Sequence[Study]) -> Iterator[Headline]:
@@ -157,15 +170,27 @@ def _findings(studies: Sequence[Study]) -> Iterator[str]:
         if study.modes:
             yield _mode_finding(study.name, study.modes[0])
         if study.ablation is not None:
-            said = "; ".join(
-                f"{c.name} {c.change.percent:+.1f} % [{c.change.percent_low:+.1f}, {c.change.percent_high:+.1f}]"
-                for c in study.ablation.conditions
-            )
-            yield f"**{study.name}**: change of the decoder's loss without modes: {said}."
+            yield _ablation_finding(study.name, study.ablation)
         if study.probes is not None and (kept := study.probes.retention()):
             source, target = study.probes.config.retention
             said = ", ".join(f"{r.label} {r.ratio:.0f} %" for r in kept)
             yield f"**{study.name}**: probe accuracy kept from `{source}` to `{target}`: {said}."
+
+
+def _ablation_finding(name: str, found: AblationResult) -> str:
+    said = "; ".join(
+        f"{c.name} ({c.n_modes} modes) {c.change.percent:+.1f} % "
+        f"[{c.change.percent_low:+.1f}, {c.change.percent_high:+.1f}]"
+        for c in found.conditions
+    )
+    first = found.conditions[0]
+    below = found.below_random(first.name)
+    rank = (
+        ""
+        if below is None
+        else (f" {100 * below:.0f} % of the random draws change the loss at most as much as {first.name}.")
+    )
+    return f"**{name}**: change of the decoder's loss without modes: {said}.{rank}"
 
 
 def _mode_finding(name: str, modes: Modes) -> str:
@@ -173,7 +198,8 @@ def _mode_finding(name: str, modes: Modes) -> str:
     return (
         f"**{name}**: {len(modes.ms)} of {len(modes.considered)} considered modes at `{modes.point}` have ρ below "
         f"{modes.config.threshold:g} against `{modes.text_point}` and carry {100 * modes.ms_variance:.0f} % of the "
-        f"considered variance; the largest mode has ρ = {modes.rho[first]:.3g}."
+        f"considered variance; the largest mode has ρ = {modes.rho[first]:.3g}. The text's whole variance there is "
+        f"{modes.trace_ratio:.2g} times the modal one, a factor that every ρ carries."
     )
 
 
@@ -187,7 +213,7 @@ _PROBES = (
     "What a probe reads is present in the states; whether the decoder uses it is another question."
 )
 _ABLATION = (
-    "The modes are projected out of the adapter's output and the decoder's cross-entropy on the target text is compared, "
-    "sample by sample. A fall means that the decoder does better without them. Random draws of as many modes show "
-    "what removing any such number does."
+    "The modes are projected out of the adapter's output and the decoder's cross-entropy on the target text is "
+    "compared, sample by sample. A fall means that the decoder does better without them. Random draws of as many "
+    "modes show what removing any such number does."
 )

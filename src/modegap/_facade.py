@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from modegap.engine.datasets import Dataset
@@ -37,15 +37,17 @@ def _load_lab(name: str, **options: Any) -> LoadedModel:
     from modegap.engine.models import adopt
 
     _, _, variant = name.partition(":")
-    dtype, device = options.pop("dtype", None), options.pop("device_map", None)
+    dtype, device, points = (options.pop(key, None) for key in ("dtype", "device_map", "points"))
     options = {key: value for key, value in options.items() if value}
     if options:
-        raise ValueError(f"the lab models take only dtype and device_map, got {sorted(options)}")
-    if variant == "text":
-        model, processor = lab.load_text(dtype=dtype, device=device)
-    else:
-        model, processor = lab.load(variant or lab.VARIANTS[-1], dtype=dtype, device=device)
-    return adopt(model, processor, name=f"{LAB}:{variant or lab.VARIANTS[-1]}", revision=lab.revision())
+        raise ValueError(f"the lab models take only dtype, device_map and points, got {sorted(options)}")
+    variant = variant or lab.VARIANTS[-1]
+    parts: tuple[Any, Any] = (
+        lab.load_text(dtype=dtype, device=device)
+        if variant == "text"
+        else lab.load(cast("lab.Variant", variant), dtype=dtype, device=device)
+    )
+    return adopt(*parts, name=f"{LAB}:{variant}", points=points, revision=lab.revision())
 
 
 def dataset(spec: str | Path, **options: Any) -> Dataset:
@@ -58,13 +60,15 @@ def dataset(spec: str | Path, **options: Any) -> Dataset:
         from modegap.analyses.lab import LabDataset
 
         _, _, split = str(spec).partition(":")
-        return LabDataset(**({"split": split} if split else {}), **options)
+        if split:
+            options["split"] = split
+        return LabDataset(**options)
     from modegap.engine.datasets import dataset as read_dataset
 
     return read_dataset(spec, **options)
 
 
-def open(path: str | Path, mode: str = "r") -> ActivationStore:  # noqa: A001 - `mg.open` is the promised name
+def open(path: str | Path, mode: Literal["r", "r+"] = "r") -> ActivationStore:
     """The activation store at `path`.
 
     Raises:

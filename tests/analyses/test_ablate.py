@@ -233,7 +233,13 @@ def test_reports(loaded: LoadedModel, samples: list[Sample], modes: Modes) -> No
     assert [row[0] for row in rows] == ["none", "ms", "random*2"]
     assert rows[1][1] == 4
     chart = result.figure().to_dict()
-    assert len(chart["layer"]) == 4
+    drawn = (
+        [row for rows_ in chart["datasets"].values() for row in rows_]
+        if "datasets" in chart
+        else chart["data"]["values"]
+    )
+    assert {row["condition"] for row in drawn} == {"ms", "random*2"}
+    assert sum(bool(row.get("draw")) for row in drawn) == 2
     assert "<svg" in result._repr_html_()
     assert result.certificate.kernel_paths["ablate"]["name"] == "cpu"
     assert result.certificate.store_hashes == modes.certificate.store_hashes

@@ -259,7 +259,9 @@ def test_groups_take_away_what_only_recognises_the_group(tmp_path: Path) -> None
     groups = np.repeat(np.arange(40), 10)
     codes = rng.permutation(np.arange(40) % 2)[groups]
     x = 3 * rng.standard_normal((40, 60))[groups] + rng.standard_normal((400, 60))
-    store = make(tmp_path / "g.zarr", {"adapter_output": x}, {"kind": [str(c) for c in codes], "scan": groups.tolist()})
+    store = make(
+        tmp_path / "g.zarr", {"adapter_output": x}, {"kind": [str(c) for c in codes], "scan": groups.tolist()}
+    )
     loose = probe(store, labels=["kind"], seeds=(1, 2, 3)).cell("adapter_output", "kind")
     tight = probe(store, labels=["kind", "scan"], seeds=(1, 2, 3), group="scan")
     assert loose.accuracy is not None

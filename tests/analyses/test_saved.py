@@ -65,7 +65,9 @@ def test_numbers_and_types_survive(tmp_path: Path) -> None:
     assert after.certificate == CERTIFICATE
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"format": "other/1"}', '{"format": "modegap.result/1", "kind": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"format": "other/1"}', '{"format": "modegap.result/1", "kind": "x"}']
+)
 def test_other_files_are_refused_by_name(content: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(content)

@@ -36,7 +36,7 @@ def run(config: Config, console: Console) -> Output:
 
 
 def _arrays(found: StoreInfo) -> Table:
-    columns = [
+    columns: list[Column | str] = [
         "point",
         "rows of",
         "stored",

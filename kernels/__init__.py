@@ -11,6 +11,8 @@ from .absmax import absmax
 from .covariance import covariance_update, mirror_lower
 from .cross import cross_update
 from .dispatch import KernelPath, Mode, last_path, paths, register
+from .eigh import eigh
+from .ghost_norms import ghost_norms, lora_norms
 from .gradient_norms import gradient_norms
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
@@ -26,8 +28,11 @@ __all__ = [
     "absmax",
     "covariance_update",
     "cross_update",
+    "eigh",
+    "ghost_norms",
     "gradient_norms",
     "last_path",
+    "lora_norms",
     "masked_mean",
     "mirror_lower",
     "paths",

@@ -214,8 +214,8 @@ def _lab_facts() -> dict[str, Any]:
 _ABOUT = (
     "Two LLaVA models in miniature, with the same frozen text decoder and the same adapter recipe. **plain** has a "
     "vision encoder trained on pixels alone, **aligned** one trained contrastively with the captions. Images are "
-    "held-out handwritten digits in a random colour, place and size on a random background; captions name the digit only, "
-    "so everything else is modality-specific by construction.\n\n"
+    "held-out handwritten digits in a random colour, place and size on a random background; captions name the digit "
+    "only, so everything else is modality-specific by construction.\n\n"
     "The text law is the same decoder reading the captions. The adapter's output is compared with the decoder's input "
     "embeddings of text, the space that both share, and deeper states with the same states under text."
 )

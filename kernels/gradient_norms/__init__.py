@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from modegap.kernels.check import floating, matrix, same_device
@@ -36,12 +38,12 @@ def gradient_norms(
     if cu_seqlens.dtype is not torch.int64 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
         got = f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         raise ValueError(f"cu_seqlens: got {got}, expected int64 [B + 1]")
-    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != g.shape[0]:
-        ends = (int(cu_seqlens[0]), int(cu_seqlens[-1]))
-        raise ValueError(f"cu_seqlens: got ends {ends}, expected (0, {g.shape[0]})")
-    short = torch.nonzero(cu_seqlens.diff() <= 0)
-    if short.numel():
-        raise ValueError(f"cu_seqlens: sample {int(short[0])} has no positions; leave it out of the batch")
+    bounds = cu_seqlens.tolist()  # one wait for the GPU instead of one for each check
+    if bounds[0] != 0 or bounds[-1] != g.shape[0]:
+        raise ValueError(f"cu_seqlens: got ends {(bounds[0], bounds[-1])}, expected (0, {g.shape[0]})")
+    short = next((b for b, (start, stop) in enumerate(pairwise(bounds)) if stop <= start), None)
+    if short is not None:
+        raise ValueError(f"cu_seqlens: sample {short} has no positions; leave it out of the batch")
     same_device(g=g, cu_seqlens=cu_seqlens)
     if U is not None:
         matrix("U", U, rows=g.shape[1])

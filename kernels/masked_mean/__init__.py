@@ -33,8 +33,8 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         got = f"{mask.dtype} {tuple(mask.shape)}"
         raise ValueError(f"mask: got {got}, expected bool {tuple(x.shape[:2])}")
     same_device(x=x, mask=mask)
-    empty = torch.nonzero(~mask.any(dim=1))
-    if empty.numel():
-        raise ValueError(f"mask: row {int(empty[0])} keeps no position, so it has no mean")
+    kept = mask.any(dim=1)
+    if not bool(kept.all()):
+        raise ValueError(f"mask: row {int(torch.nonzero(~kept)[0])} keeps no position, so it has no mean")
     result: torch.Tensor = run("masked_mean", __name__, x, mask)[0]
     return result

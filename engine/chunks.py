@@ -72,7 +72,8 @@ class ChunkReader:
         """Nothing is read yet."""
         self._rows, self._point, self._selection = rows, point, selection
         self._start, self._stop, self._batch_rows = start, stop, batch_rows
-        self._per_span = max(batch_rows // rows.chunk_rows, 1)
+        # With a selection every chunk is read, or left out, on its own.
+        self._per_span = 1 if selection else max(batch_rows // rows.chunk_rows, 1)
         self._window = (0, 0)
         self._modality: np.ndarray | None = None
         self._scratch: np.ndarray | None = None

@@ -13,7 +13,7 @@ from .scans import load_scans
 from .stage import Plan, optimize, snap, stage_rng, training_images, training_scans
 from .train_decoder import encode
 
-PLAN = Plan(steps=1800, batch=32, lr=3e-3)
+PLAN = Plan(steps=800, batch=32, lr=3e-3)
 
 
 def train_adapter(

@@ -15,8 +15,9 @@ from .models import build_decoder
 from .stage import Plan, optimize, snap, stage_rng
 
 PLAN = Plan(steps=1000, batch=32, lr=2e-3)
-# An answer is one token among 20 of a scene made up at random. Weighted 10 and with embeddings that start at the
-# scale 1, all answers are right after 600 steps; unweighted, with Llama's 0.02, only the digit was after 2,400.
+# An answer is one token after some 20 of a scene made up at random. With this weight, and embeddings that start at
+# scale 1, every question is answered right after 1,000 steps; with neither (embeddings from Llama's 0.02), only
+# the digit was after 2,400, and the adapters took 4 times the steps.
 ANSWER_WEIGHT = 10.0
 EMBEDDING_STD = 1.0
 

@@ -24,8 +24,8 @@ def shift_of(pilot: torch.Tensor) -> torch.Tensor:
         pilot: [n, d], floating, true values (scale applied); n >= 0.
 
     Returns:
-        fp32 [d] on the pilot's device; 0 where the pilot has fewer than two rows, or where the mean exceeds
-        fp16.
+        fp32 [d] on the pilot's device; 0 where the pilot has fewer than two rows. A mean beyond fp16's range
+        is rounded to 11 significant bits.
 
     Raises:
         ValueError: the pilot is not a floating matrix.

@@ -7,7 +7,7 @@ import torch
 from modegap.kernels.dispatch import register
 from modegap.kernels.host import parallel
 
-from .reference import RATIO
+from .reference import shifted_by
 
 _ROWS = 128
 _STAGE_ROWS = 64
@@ -33,10 +33,7 @@ def shift_of(pilot: torch.Tensor) -> torch.Tensor:
         square += block.square_().sum(0)
     offset = total / n
     std = ((square - n * offset.square()).clamp_(min=0) / (n - 1)).sqrt_()
-    mean = origin.double() + offset
-    shift = mean.half().float()
-    use = (mean.abs() > RATIO * std) & shift.isfinite()
-    return torch.where(use, shift, torch.zeros_like(shift))
+    return shifted_by(origin.double() + offset, std)
 
 
 @register("stage", "cpu", supports=_host)

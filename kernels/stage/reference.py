@@ -21,7 +21,18 @@ def shift_of(pilot: torch.Tensor) -> torch.Tensor:
     if n < 2:
         return torch.zeros(d, dtype=torch.float32, device=pilot.device)
     std, mean = torch.std_mean(pilot.double(), dim=0)
-    shift = mean.half().float()
+    return shifted_by(mean, std)
+
+
+def shifted_by(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The rule: fp32 [d] from fp64 means and deviations.
+
+    A mean beyond fp16 (rows in fp32, or scaled) is rounded to fp16's 11 significant bits instead.
+    """
+    mantissa, exponent = torch.frexp(mean)
+    narrow = torch.ldexp((mantissa * 2048).round() / 2048, exponent).float()
+    half = mean.half().float()
+    shift = torch.where(half.isfinite(), half, narrow)
     use = (mean.abs() > RATIO * std) & shift.isfinite()
     return torch.where(use, shift, torch.zeros_like(shift))
 

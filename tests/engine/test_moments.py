@@ -34,6 +34,15 @@ FACTORIES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Blocks this small are not worth a thread; the kernels' tests use them all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def rows(start, stop, scale=1.0, x=X, point="point"):
     sample = torch.arange(start, stop) // 10
     return ActivationBatch(torch.from_numpy(x[start:stop]), start, point, scale, sample)

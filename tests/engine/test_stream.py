@@ -31,7 +31,12 @@ def store(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("stream") / "s.zarr"
     tokens = PointPlan(WIDTH, "both", LENGTHS, stream="llm")
     plan = StorePlan(
-        points={"a": tokens, "b": PointPlan(8, "tokens", LENGTHS, stream="llm"), "p": PointPlan(5, "pooled")},
+        points={
+            "a": tokens,
+            "b": PointPlan(8, "tokens", LENGTHS, stream="llm"),
+            "p": PointPlan(5, "pooled"),
+            "c": PointPlan(4, "tokens", LENGTHS + 1, stream="other"),
+        },
         sample_ids=[f"s{i}" for i in range(len(LENGTHS))],
         chunk_bytes=CHUNK * WIDTH * 2,
     )
@@ -44,9 +49,11 @@ def store(tmp_path_factory, values):
             rows = {
                 "a": SampleRows(tokens=part, pooled=pooled / 10),
                 "b": SampleRows(tokens=np.clip(part[:, :8], -100, 100)),
-                "p": SampleRows(pooled=np.full(5, i)),
+                "p": SampleRows(pooled=np.full(5, float(i))),
+                "c": SampleRows(tokens=np.zeros((length + 1, 4))),
             }
-            writer.put(i, rows, {"llm": (np.arange(length, dtype=np.int32), modality)})
+            columns = {"llm": (np.arange(length, dtype=np.int32), modality), "other": (None, None)}
+            writer.put(i, rows, columns)
     return ActivationStore.open(path)
 
 
@@ -257,4 +264,4 @@ def test_pairs_of_points(store, batch_rows):
 
 def test_points_of_different_rows_do_not_pair(store):
     with pytest.raises(ValueError, match="expected the same rows"):
-        stream_pairs(store, ("a", "p"), kind=None)
+        stream_pairs(store, ("a", "c"))

@@ -75,7 +75,7 @@ class Slots:
         self, count: int, rows: int, width: int, dtype: np.dtype, device: torch.device | None = None
     ) -> None:
         """`count` buffers of [rows, width], allocated when they are first needed."""
-        self._make = lambda: Slot(rows, width, dtype, device)
+        self._make: Callable[[], Slot] = lambda: Slot(rows, width, dtype, device)
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._unmade = count
         self._stopped = threading.Event()

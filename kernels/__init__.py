@@ -14,6 +14,7 @@ from .dispatch import KernelPath, Mode, last_path, paths, register
 from .eigh import eigh
 from .ghost_norms import ghost_norms, lora_norms
 from .gradient_norms import gradient_norms
+from .host import one_thread
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
@@ -35,6 +36,7 @@ __all__ = [
     "lora_norms",
     "masked_mean",
     "mirror_lower",
+    "one_thread",
     "paths",
     "projection_energy",
     "rayleigh",

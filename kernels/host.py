@@ -23,7 +23,8 @@ sum needs more than 24 bits every addition rounds the same way. Chains of 2,048 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -88,6 +89,17 @@ def _thread_limits() -> Any:
     return ThreadpoolController()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch operations of the calling thread on the host run in that thread alone.
+
+    For small operations between the large ones: see `parallel` for what torch's own threads cost there.
+    """
+    torch.get_num_threads()  # its first call in a thread resets the limit that is set next
+    with _thread_limits().limit(limits=1, user_api="openmp"):
+        yield
+
+
 def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
     """Run `work` on every task, in as many threads as torch may use, each single-threaded inside.
 
@@ -104,9 +116,8 @@ def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
     errors: list[BaseException] = []
 
     def loop() -> None:
-        torch.get_num_threads()  # its first call in a thread resets the limit that is set next
         try:
-            with _thread_limits().limit(limits=1, user_api="openmp"):
+            with one_thread():
                 while waiting and not errors:
                     try:
                         task = waiting.pop()

@@ -9,7 +9,7 @@ import torch
 
 from modegap.engine.batch import PairedBatch
 from modegap.engine.certificate import Certificate, path_facts
-from modegap.kernels import Mode, cross_update
+from modegap.kernels import Mode, cross_update, one_thread
 
 from .audit import Audit, audit_error, audited
 from .base import BlockReduction, too_few
@@ -84,7 +84,8 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             assert shifts[0] is not None
             assert shifts[1] is not None
             shift = torch.cat([shifts[0][i], shifts[1][j]])
-            self._audit.add(torch.cat([x.columns(i), y.columns(j)], dim=1), shift)
+            with one_thread():
+                self._audit.add(torch.cat([x.columns(i), y.columns(j)], dim=1), shift)
 
     def _allocate(self) -> None:
         shape = (self._sides[0].width, self._sides[1].width)

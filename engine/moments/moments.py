@@ -9,7 +9,7 @@ import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.certificate import Certificate, path_facts
-from modegap.kernels import Mode, covariance_update
+from modegap.kernels import Mode, covariance_update, one_thread
 
 from .audit import Audit, audit_error, audited
 from .base import BlockReduction, too_few
@@ -103,7 +103,8 @@ class Moments(BlockReduction[MomentsResult]):
         if len(self._index):
             assert self._side.shift is not None
             index = self._index = self._index.to(rows.device)
-            self._audit.add(block.columns(index), self._side.shift[index])
+            with one_thread():
+                self._audit.add(block.columns(index), self._side.shift[index])
         return rows
 
     def _allocate(self, width: int, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.errors import EngineError
-from modegap.kernels import Mode, Workspace, absmax, shift_of, stage
+from modegap.kernels import Mode, Workspace, absmax, one_thread, shift_of, stage
 
 from .blocks import Block
 
@@ -98,6 +98,13 @@ class Side:
         rows = workspace.get(name, (n, d), self._staged_dtype(block), device)
         for part, scale in block.parts():
             stage(block.x[part], shift, scale, rows[part])
+        with one_thread():
+            self._sum(rows)
+        self.count += n
+        return rows
+
+    def _sum(self, rows: torch.Tensor) -> None:
+        n, d = rows.shape
         if rows.dtype is torch.float32:
             # fp32 sums of 128 rows are good to 1e-7; torch's fp64 reduction is 10 times slower on the host.
             whole = n // _SUM_ROWS * _SUM_ROWS
@@ -105,8 +112,6 @@ class Side:
             self.total += rows[whole:].sum(0)
         else:
             self.total += rows.sum(0, dtype=torch.float64)
-        self.count += n
-        return rows
 
     def _staged_dtype(self, block: Block) -> torch.dtype:
         if self.mode == "exact":

@@ -13,6 +13,15 @@ from modegap.kernels.covariance import cpu as covariance_cpu
 ROWS, WIDTH = 20_000, 256
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For speed on a busy machine; test_threads_change_no_bit uses more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def batch(x, start=0, **columns):
     return ActivationBatch(torch.from_numpy(x), start, "point", **columns)
 
@@ -216,3 +225,14 @@ def test_audit_sees_a_broken_kernel(monkeypatch):
     original = module.covariance_update
     monkeypatch.setattr(module, "covariance_update", broken)
     assert run(Moments(), drawn(0, rows=1000, width=20)).audit_error > 5e-4
+
+
+def test_threads_change_no_bit():
+    x = drawn(8, rows=3000, width=700)
+    one = run(Moments(), x)
+    torch.set_num_threads(3)
+    three = run(Moments(), x)
+    if one.certificate.kernel_paths["covariance_update"]["why"].startswith("oneDNN"):
+        assert torch.equal(one.covariance, three.covariance)
+    worst, _, _ = errors(three.covariance.numpy(), one.covariance.numpy())
+    assert worst <= 3e-6

@@ -14,7 +14,7 @@ from .dispatch import KernelPath, Mode, last_path, paths, register
 from .eigh import eigh
 from .ghost_norms import ghost_norms, lora_norms
 from .gradient_norms import gradient_norms
-from .host import one_thread
+from .host import by_rows, one_thread
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
@@ -27,6 +27,7 @@ __all__ = [
     "Workspace",
     "ablate",
     "absmax",
+    "by_rows",
     "covariance_update",
     "cross_update",
     "eigh",

@@ -136,6 +136,21 @@ def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
         raise errors[0]
 
 
+def by_rows(work: Callable[[int, int], None], matrix: torch.Tensor, step: int) -> None:
+    """work(lo, hi) for every `step` rows of a matrix: in threads on the host, one after the other on a GPU."""
+    rows = len(matrix)
+    starts = range(0, rows, step)
+
+    def block(lo: int) -> None:
+        work(lo, min(lo + step, rows))
+
+    if matrix.device.type == "cpu":
+        parallel(block, starts)
+    else:
+        for lo in starts:
+            block(lo)
+
+
 def pack(rows: torch.Tensor, workspace: Workspace, name: str) -> list[torch.Tensor]:
     """rows [n, d] as transposed contiguous pieces [d, SUM_ROWS], the last one narrower."""
     n, d = rows.shape

@@ -24,15 +24,12 @@ class Audit:
 
     def add(self, values: torch.Tensor, shift: torch.Tensor) -> None:
         """Add true values fp64 [n, k] about `shift` [k]."""
-        moved = (values - shift.double()).cpu()
+        moved = values - shift.double()
         if not len(self.total):
             k = moved.shape[1]
-            self.gram, self.total = (
-                torch.zeros((k, k), dtype=torch.float64),
-                torch.zeros(k, dtype=torch.float64),
-            )
-        self.gram += moved.T @ moved
-        self.total += moved.sum(0)
+            self.gram, self.total = moved.new_zeros((k, k)), moved.new_zeros(k)
+        self.gram = self.gram.to(moved.device) + moved.T @ moved
+        self.total = self.total.to(moved.device) + moved.sum(0)
 
     def merge(self, other: Audit, count: int, delta: torch.Tensor | None) -> None:
         """Add another audit of `count` rows whose constant is this one's plus delta [k]."""
@@ -40,16 +37,18 @@ class Audit:
             return
         if not len(self.total):
             self.gram, self.total = torch.zeros_like(other.gram), torch.zeros_like(other.total)
-        moved = None if delta is None else delta.cpu()
-        move_lower(self.gram, other.gram, other.total, count, moved)
+        device = self.gram.device
+        moved = None if delta is None else delta.to(device)
+        total = other.total.to(device)
+        move_lower(self.gram, other.gram, total, count, moved)
         # Later updates add full products, so the upper triangle must stay valid too.
         lower = self.gram.tril()
         self.gram = lower + lower.tril(-1).T
-        self.total += other.total if moved is None else other.total + count * moved
+        self.total = self.total + (total if moved is None else total + count * moved)
 
     def covariance(self, count: int) -> torch.Tensor:
-        """The audited channels' covariance, fp64 [k, k], ddof 1."""
-        return finish(self.gram.clone(), self.total, count)
+        """The audited channels' covariance, fp64 [k, k] on the host, ddof 1."""
+        return finish(self.gram.cpu().clone(), self.total.cpu(), count)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything seen, as tensors."""

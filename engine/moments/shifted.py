@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from modegap.kernels import mirror_lower
+from modegap.kernels import by_rows, mirror_lower
 
 _BLOCK = 256
 
@@ -27,24 +27,26 @@ def move_lower(
         count: the source's rows.
         delta: c - c', fp64 [d], or None for 0.
     """
-    d = len(gram)
-    for lo in range(0, d, _BLOCK):
-        hi = min(lo + _BLOCK, d)
+
+    def add(lo: int, hi: int) -> None:
         rows = gram[lo:hi, :hi]
         rows.add_(source[lo:hi, :hi].to(gram.device))
         if delta is not None:
             rows.addr_(delta[lo:hi], total[:hi])
             rows.addr_(total[lo:hi] + count * delta[lo:hi], delta[:hi])
 
+    by_rows(add, gram, _BLOCK)
+
 
 def finish(gram: torch.Tensor, total: torch.Tensor, count: int) -> torch.Tensor:
     """(gram - total total' / count) / (count - 1), in place and mirrored: the covariance with ddof 1."""
-    d = len(gram)
-    for lo in range(0, d, _BLOCK):
-        hi = min(lo + _BLOCK, d)
+
+    def centre(lo: int, hi: int) -> None:
         rows = gram[lo:hi, :hi]
         rows.addr_(total[lo:hi], total[:hi], alpha=-1.0 / count)
         rows.div_(count - 1)
+
+    by_rows(centre, gram, _BLOCK)
     # Rounding can leave a channel that hardly varies at -1e-20.
     gram.diagonal().clamp_(min=0.0)
     mirror_lower(gram)

@@ -6,6 +6,7 @@ import torch
 
 from modegap.kernels.check import float64, floating, matrix, same_device
 from modegap.kernels.dispatch import KernelPath, Mode, check_mode, run
+from modegap.kernels.host import by_rows
 from modegap.kernels.workspace import Workspace
 
 from . import cpu, reference  # noqa: F401  (they register themselves)
@@ -52,9 +53,10 @@ def covariance_update(
 
 def mirror_lower(gram: torch.Tensor, *, block: int = 512) -> None:
     """Copy the lower triangle of a square matrix onto the upper one, in place."""
-    d = gram.shape[0]
-    for lo in range(0, d, block):
-        hi = min(lo + block, d)
+
+    def mirror(lo: int, hi: int) -> None:
         gram[:lo, lo:hi] = gram[lo:hi, :lo].T
         diagonal = gram[lo:hi, lo:hi]
         diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
+
+    by_rows(mirror, gram, block)

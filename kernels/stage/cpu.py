@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from modegap.kernels.dispatch import register
-from modegap.kernels.host import parallel
+from modegap.kernels.host import one_thread, parallel
 
 from .reference import shifted_by
 
@@ -20,9 +20,14 @@ def _host(x: torch.Tensor, *_: object) -> str | None:
 @register("shift_of", "cpu", supports=_host)
 def shift_of(pilot: torch.Tensor) -> torch.Tensor:
     """The oracle's rule with sums in fp32 about the first row: a mean rounded to fp16 needs no more."""
+    if pilot.shape[0] < 2:
+        return torch.zeros(pilot.shape[1], dtype=torch.float32)
+    with one_thread():
+        return _shift_of(pilot)
+
+
+def _shift_of(pilot: torch.Tensor) -> torch.Tensor:
     n, d = pilot.shape
-    if n < 2:
-        return torch.zeros(d, dtype=torch.float32)
     wide = torch.float64 if pilot.dtype is torch.float64 else torch.float32
     origin = pilot[0].to(wide)
     total = torch.zeros(d, dtype=torch.float64)

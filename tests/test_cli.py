@@ -63,6 +63,9 @@ def test_bad_usage_is_two(capsys: Out, store: Path) -> None:
     assert fails(capsys, "verify")[0] == 2
     assert fails(capsys, "verify", str(store), "--fraction", "many")[0] == 2
     assert fails(capsys, "verify", str(store), "--no-such-option", "1")[0] == 2
+    code, error = fails(capsys, "demo", "--samples", "3")
+    assert code == 2
+    assert "expected at least 60" in error
 
 
 def test_missing_store_names_the_remedy(capsys: Out, tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs, as_json, quiet = _parse(name, module.CONFIGS, rest)
     except SystemExit as stop:  # argparse has printed the usage or the help
         return stop.code if isinstance(stop.code, int) else 2
+    except ValueError as error:  # an option out of its range
+        print(f"modegap: error: {_one_line(error)}; see modegap {name} --help", file=sys.stderr)
+        return 2
     return _guarded(module, configs, as_json=as_json, quiet=quiet)
 
 

@@ -28,9 +28,8 @@ def check_reduction(
     """Check that a reduction is a commutative monoid over `batches` (at least three, of any length).
 
     Checked: an identity merges to nothing on either side; merging is associative and commutative; any split
-        of the
-    rows into batches gives the same result; a state survives its round trip and continues; `merge` leaves its
-    argument as it was; `fresh` has seen nothing.
+    of the rows into batches gives the same result; a state survives its round trip and continues; `merge`
+    leaves its argument as it was; `fresh` has seen nothing.
 
     Args:
         factory: makes an instance that has seen nothing.

@@ -26,7 +26,7 @@ class Workspace:
         size = math.prod(shape)
         device = torch.device(device)
         held = self._held.get(name)
-        if held is None or held.numel() < size or held.dtype != dtype or held.device.type != device.type:
+        if held is None or held.numel() < size or held.dtype != dtype or held.device != device:
             self._held.pop(name, None)
             held = self._held[name] = torch.empty(size, dtype=dtype, device=device)
         return held[:size].view(shape)

@@ -62,6 +62,8 @@ class BlockBuffer:
 
     def push(self, x: torch.Tensor, scale: float, codes: torch.Tensor | None = None) -> Iterator[Block]:
         """Take rows of one scale; use each block before asking for the next, its memory is reused."""
+        if self._x is not None and self._x.device != x.device:
+            self._x = self._x.to(x.device)  # a state saved on one device goes on on another
         at, n = 0, len(x)
         while at < n:
             take = min(self.rows - self._held, n - at)

@@ -163,7 +163,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             mean_y=y.mean(),
             cross_covariance=gram,
             overflow_count=x.overflow + y.overflow,
-            audit_error=error or 0.0,
+            audit_error=error,
             certificate=Certificate(
                 mode=self.mode,
                 kernel_paths=path_facts(self._paths.values()),

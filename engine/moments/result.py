@@ -19,7 +19,8 @@ class MomentsResult:
         covariance: fp64 [d, d], ddof 1, exactly symmetric.
         absmax: largest magnitude of each channel, true units [d].
         overflow_count: values beyond fp16's 65504.
-        audit_error: max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over the audited channels.
+        audit_error: max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over the audited channels; None
+            without an audit.
         audit_columns: int64, the audited channels.
         certificate: the facts above for reports, with kernel paths, versions and (from `reduce`) the store's
             hash.
@@ -30,7 +31,7 @@ class MomentsResult:
     covariance: torch.Tensor
     absmax: torch.Tensor
     overflow_count: int
-    audit_error: float
+    audit_error: float | None
     audit_columns: torch.Tensor
     certificate: Certificate
 
@@ -93,7 +94,7 @@ class CrossMomentsResult:
     mean_y: torch.Tensor
     cross_covariance: torch.Tensor
     overflow_count: int
-    audit_error: float
+    audit_error: float | None
     certificate: Certificate
 
 
@@ -114,7 +115,7 @@ class ProjectionEnergyResult:
     mean: torch.Tensor
     energy: torch.Tensor
     overflow_count: int
-    audit_error: float
+    audit_error: float | None
     certificate: Certificate
 
     @property

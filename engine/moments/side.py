@@ -117,7 +117,8 @@ class Side:
         if self.mode == "exact":
             return torch.float64
         plain = block.x.dtype is torch.float16 and all(scale == 1.0 for _, scale in block.runs)
-        return torch.float16 if plain and block.x.device.type != "cpu" else torch.float32
+        exact = plain and not self.every_mean
+        return torch.float16 if exact and block.x.device.type != "cpu" else torch.float32
 
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]
@@ -150,12 +151,13 @@ class Side:
     def add(self, other: Side, delta: torch.Tensor | None) -> None:
         """Add another side's rows, given `delta(other)`."""
         if other.width:
-            self.absmax = torch.maximum(self.absmax, other.absmax) if self.width else other.absmax.clone()
+            theirs = other.absmax.to(self.absmax.device) if self.width else other.absmax.clone()
+            self.absmax = torch.maximum(self.absmax, theirs) if self.width else theirs
             self.point, self.dtype = self.point or other.point, self.dtype or other.dtype
         self.overflow += other.overflow
         if other.count:
             moved = other.total if delta is None else other.total + other.count * delta
-            self.total = self.total + moved if len(self.total) else moved.clone()
+            self.total = self.total.to(moved.device) + moved if len(self.total) else moved.clone()
             self.count += other.count
 
     def to(self, device: torch.device) -> Side:

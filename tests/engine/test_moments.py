@@ -180,6 +180,12 @@ def test_two_rows_and_constant_channels():
     assert result.audit_error == 0.0
 
 
+def test_without_an_audit_nothing_is_claimed():
+    result = over(Moments(audit_columns=0), [rows(0, 50)]).finalize()
+    assert result.audit_error is result.certificate.audit_error is None
+    assert len(result.audit_columns) == 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_names_point_row_and_sample(bad):
     moments = over(Moments(block_rows=BLOCK), [rows(0, 100)])

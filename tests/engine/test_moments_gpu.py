@@ -119,6 +119,26 @@ def test_parts_from_host_and_gpu_merge(store, true):
     assert gap(found.covariance, exact, exact, exact) <= 1e-10
 
 
+def test_a_saved_state_goes_on_on_the_gpu(store, true):
+    first = Moments()
+    for batch in stream(store, "a", stop=20_000, device="cuda"):
+        first.update(batch)
+    state = {
+        name: {k: v.cpu() for k, v in part.items()} if isinstance(part, dict) else part.cpu()
+        for name, part in first.state_dict().items()
+    }
+    resumed = Moments()
+    resumed.load_state_dict(state)
+    for reduction in (first, resumed):
+        for batch in stream(store, "a", start=20_000, device="cuda"):
+            reduction.update(batch)
+    one, other = first.finalize(), resumed.finalize()
+    assert other.covariance.is_cuda
+    assert torch.equal(one.covariance, other.covariance)
+    assert list(other.certificate.kernel_paths) == ["covariance_update"]
+    assert other.audit_error <= 3e-6
+
+
 def test_the_other_reductions(store, true):
     labels = np.arange(400) % 3
     classes = reduce(store, "a", ClassMoments(labels, 3), device="cuda")
@@ -135,7 +155,8 @@ def test_the_other_reductions(store, true):
     U = torch.from_numpy(vectors[:, ::-1][:, :64].copy())
     energy = reduce(store, "a", ProjectionEnergy(U), device="cuda")
     error = np.abs(energy.variance.cpu().numpy() / values[::-1][:64] - 1)
-    assert (error <= 1e-6 / np.sqrt(values[::-1][:64] / values.sum())).all()
+    assert error.max() <= 5e-5
+    assert energy.audit_error <= 5e-5
 
 
 def test_memory_is_flat(store):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from .buffers import aligned_empty, bytes_of
-from .checksum import TRAILER, crc32c, trailer
+from .checksum import PIECE, TRAILER, crc32c, trailer
 from .commits import CommitLog, CommitRecord
-from .durable import write_file
 from .errors import StoreError, disk_error
 from .layout import StoredArray
+from .publishing import Publisher
 from .ranges import samples_holding, samples_touching
 from .values import FP16_MAX, count_overflow, exponent_for, rescale, store_scaled
 from .zarrjson import ArraySpec
@@ -31,6 +31,7 @@ class Committer:
 
     def __init__(self, depth: int) -> None:
         """Start with no thread and no buffer; both are made on demand and reused."""
+        self.publisher = Publisher()
         self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
         self._slots = threading.BoundedSemaphore(depth)
         self._free: dict[int, list[np.ndarray]] = {}
@@ -136,8 +137,8 @@ class ChunkWriter:
                 self._end(now)
 
     def _begin(self, chunk: int) -> _Filling:
-        buffer = self.committer.buffer(self.spec.chunk_bytes + TRAILER)
-        content = buffer[: self.spec.chunk_bytes].view(self.spec.dtype)
+        buffer = self.committer.buffer(self.spec.chunk_bytes)
+        content = buffer.view(self.spec.dtype)
         return _Filling(chunk, buffer, content.reshape(self.spec.chunk_rows, *self.spec.shape[1:]))
 
     def _put(self, now: _Filling, rows: np.ndarray, absmax: np.ndarray | None) -> None:
@@ -168,25 +169,40 @@ class ChunkWriter:
             else.
         """
         now.values[now.fill :] = 0
-        content = bytes_of(now.buffer)[: self.spec.chunk_bytes]
-        found = crc32c(content)
-        now.buffer[self.spec.chunk_bytes :] = np.frombuffer(trailer(found), np.uint8)
-        start, stop = self.spec.rows_of(now.chunk)
-        samples = samples_holding(self.bounds, start, stop)
-        record = CommitRecord(
-            rows=now.fill,
-            bytes=now.buffer.nbytes,
-            crc32c=found,
-            samples=samples,
-            absmax=now.absmax,
-            overflow=now.overflow,
-            exponent=now.exponent,
-        )
         file = self.spec.chunk_file(self.root, now.chunk)
+        summed = _Summed(bytes_of(now.buffer)[: self.spec.chunk_bytes])
+        publisher = self.committer.publisher
         try:
-            write_file(file, bytes_of(now.buffer))
-            self.log.commit(now.chunk, record)
+            staged = publisher.stage_chunk(file, summed)
+            record = CommitRecord(
+                rows=now.fill,
+                bytes=self.spec.chunk_bytes + TRAILER,
+                crc32c=summed.crc32c,
+                samples=samples_holding(self.bounds, *self.spec.rows_of(now.chunk)),
+                absmax=now.absmax,
+                overflow=now.overflow,
+                exponent=now.exponent,
+            )
+            publisher.publish(now.chunk, file, staged, self.log, record)
         except StoreError:
             raise
         except OSError as error:
-            raise disk_error(error, file, now.buffer.nbytes) from error
+            raise disk_error(error, file, self.spec.chunk_bytes + TRAILER) from error
+
+
+class _Summed:
+    """The content of a chunk in pieces, each summed just before it is written, then the checksum.
+
+    A piece of 1 MiB is still in the cache when it is written: the checksum costs no pass over memory.
+    """
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self.crc32c = content, 0
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        """Yield what the file holds."""
+        for at in range(0, len(self._content), PIECE):
+            piece = self._content[at : at + PIECE]
+            self.crc32c = crc32c(piece, self.crc32c)
+            yield piece
+        yield trailer(self.crc32c)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .durable import create_file, sync_folder
+from .durable import link_file, stage_file, sync_folder
 from .errors import DamagedChunkError, NotCommittedError, StoreBusyError
 from .zarrjson import ArraySpec
 
@@ -111,16 +111,23 @@ class CommitLog:
             )
         return record
 
-    def commit(self, chunk: int, record: CommitRecord) -> None:
-        """Create the record of a chunk whose file is on the disk.
+    def stage(self, chunk: int, record: CommitRecord) -> Path:
+        """Write the record of a chunk to a temporary file, sync it and return its name.
+
+        Raises:
+            OSError: the disk is full, read-only or broken.
+        """
+        return stage_file(self.file(chunk), (json.dumps(asdict(record), allow_nan=False).encode(),))
+
+    def publish(self, chunk: int, record: CommitRecord, staged: Path) -> None:
+        """Link the staged record of a chunk, whose file is on the disk, to its name; the caller syncs.
 
         Raises:
             StoreBusyError: the chunk is committed already.
             OSError: the disk is full, read-only or broken.
         """
-        content = json.dumps(asdict(record), allow_nan=False).encode()
         try:
-            create_file(self.file(chunk), content)
+            link_file(staged, self.file(chunk))
         except FileExistsError:
             message = (
                 f"chunk {chunk} of {self.spec.path} is already committed by another writer: resume to go on"

@@ -37,9 +37,9 @@ def crc32c(data: memoryview | bytes, value: int = 0) -> int:
 
 @lru_cache(maxsize=16)
 def _shift(length: int) -> tuple[tuple[int, ...], ...]:
-    """Return what `length` more bytes make of a checksum, as a table of 256 for each of its 4 bytes.
+    """Return what `length` more bytes make of a checksum: a table of 256 for each of its bytes.
 
-    CRC is linear over GF(2): crc(v, data) = shift(v) ^ crc(0, data), so zeros and single bits give the columns.
+    CRC is linear over GF(2): crc(v, data) = shift(v) ^ crc(0, data); zeros and single bits give its columns.
     """
     zeros = bytes(length)
     base = crc32c(zeros)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .buffers import aligned_empty, bytes_of
-from .checksum import PIECE, TRAILER, crc32c, trailer
+from .chunkfiles import encode
 from .commits import CommitLog, CommitRecord
 from .errors import StoreError, disk_error
 from .layout import StoredArray
@@ -170,39 +170,22 @@ class ChunkWriter:
         """
         now.values[now.fill :] = 0
         file = self.spec.chunk_file(self.root, now.chunk)
-        summed = _Summed(bytes_of(now.buffer)[: self.spec.chunk_bytes])
+        encoded = encode(self.spec, bytes_of(now.buffer), now.fill)
         publisher = self.committer.publisher
         try:
-            staged = publisher.stage_chunk(file, summed)
+            staged = publisher.stage_chunk(file, encoded)
             record = CommitRecord(
                 rows=now.fill,
-                bytes=self.spec.chunk_bytes + TRAILER,
-                crc32c=summed.crc32c,
+                bytes=encoded.bytes,
+                crc32c=encoded.crc32c,
                 samples=samples_holding(self.bounds, *self.spec.rows_of(now.chunk)),
                 absmax=now.absmax,
                 overflow=now.overflow,
                 exponent=now.exponent,
+                inner=encoded.inner,
             )
             publisher.publish(now.chunk, file, staged, self.log, record)
         except StoreError:
             raise
         except OSError as error:
-            raise disk_error(error, file, self.spec.chunk_bytes + TRAILER) from error
-
-
-class _Summed:
-    """The content of a chunk in pieces, each summed just before it is written, then the checksum.
-
-    A piece of 1 MiB is still in the cache when it is written: the checksum costs no pass over memory.
-    """
-
-    def __init__(self, content: memoryview) -> None:
-        self._content, self.crc32c = content, 0
-
-    def __iter__(self) -> Iterator[memoryview | bytes]:
-        """Yield what the file holds."""
-        for at in range(0, len(self._content), PIECE):
-            piece = self._content[at : at + PIECE]
-            self.crc32c = crc32c(piece, self.crc32c)
-            yield piece
-        yield trailer(self.crc32c)
+            raise disk_error(error, file, self.spec.chunk_bytes) from error

@@ -26,11 +26,12 @@ class CommitRecord:
     Attributes:
         rows: rows that hold data; the rest of the last chunk is padding.
         bytes: size of the file, checksum included.
-        crc32c: CRC-32C of the content before the checksum.
+        crc32c: CRC-32C of the rows as they are in memory, padding included.
         samples: first sample with a row in the chunk, and the one after the last.
         absmax: largest absolute true value.
         overflow: true values beyond 65504 in a float16 chunk; they are stored scaled, never clamped.
         exponent: true value = stored value * 2**exponent.
+        inner: in a shard, the CRC-32C of the rows of each of its chunks.
     """
 
     rows: int
@@ -40,6 +41,12 @@ class CommitRecord:
     absmax: float
     overflow: int = 0
     exponent: int = 0
+    inner: tuple[int, ...] = ()
+
+    def dump(self) -> memoryview:
+        """Return the record as it is stored."""
+        fields = {key: value for key, value in asdict(self).items() if key != "inner" or value}
+        return memoryview(json.dumps(fields, allow_nan=False).encode())
 
     @property
     def scale(self) -> float:
@@ -95,15 +102,17 @@ class CommitLog:
         file = self.file(chunk)
         try:
             fields = json.loads(file.read_bytes())
-            record = CommitRecord(**{**fields, "samples": tuple(fields["samples"])})
+            inner = tuple(fields.get("inner", ()))
+            record = CommitRecord(**{**fields, "samples": tuple(fields["samples"]), "inner": inner})
             start, stop = self.spec.rows_of(chunk)
             valid = record.rows == stop - start and abs(record.exponent) < 128 and record.crc32c >= 0
+            valid &= len(inner) == (-(-(stop - start) // self.spec.block_rows) if self.spec.inner_rows else 0)
         except FileNotFoundError:
             message = (
                 f"chunk {chunk} of {self.spec.path} is not committed: resume the run that writes this store"
             )
             raise NotCommittedError(message) from None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             valid = False
         if not valid:
             raise DamagedChunkError(
@@ -117,7 +126,7 @@ class CommitLog:
         Raises:
             OSError: the disk is full, read-only or broken.
         """
-        return stage_file(self.file(chunk), (json.dumps(asdict(record), allow_nan=False).encode(),))
+        return stage_file(self.file(chunk), (record.dump(),))
 
     def publish(self, chunk: int, record: CommitRecord, staged: Path) -> None:
         """Link the staged record of a chunk, whose file is on the disk, to its name; the caller syncs.

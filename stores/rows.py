@@ -42,17 +42,17 @@ class RowArray:
     @property
     def chunk_rows(self) -> int:
         """Rows a chunk."""
-        return self._chunks.spec.chunk_rows
+        return self._chunks.spec.block_rows
 
     @property
     def n_chunks(self) -> int:
-        """Chunks, committed or not."""
-        return self._chunks.spec.n_chunks
+        """Chunks, committed or not; in shards, the chunks inside them."""
+        return self._chunks.spec.n_blocks
 
     @property
     def committed(self) -> np.ndarray:
         """Bool [chunks]: which are committed."""
-        return self._log.committed.copy()
+        return np.repeat(self._log.committed, self._chunks.spec.parts)[: self.n_chunks]
 
     @property
     def n_valid_rows(self) -> int:
@@ -67,7 +67,7 @@ class RowArray:
             NotCommittedError: the chunk is not committed.
         """
         self._check_chunk(chunk)
-        return self._log.record(chunk).scale
+        return self._chunks.record(chunk).scale
 
     def chunk(
         self, chunk: int, out: np.ndarray | None = None, *, threads: int | None = None
@@ -86,7 +86,7 @@ class RowArray:
         self._check_chunk(chunk)
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        start, stop = self._chunks.spec.rows_of(chunk)
+        start, stop = self._chunks.spec.rows_of_block(chunk)
         stop = self._ranges.first_incomplete(start, stop)
         if stop == start:
             self._chunks.check_range(start, start + 1)
@@ -100,7 +100,7 @@ class RowArray:
                 f"got {out.dtype} {out.shape}"
             )
         self._chunks.load(chunk, out[: self.chunk_rows], default_threads() if threads is None else threads)
-        return start, out[: stop - start], self._log.record(chunk).scale
+        return start, out[: stop - start], self._chunks.record(chunk).scale
 
     def chunks(self, *, threads: int | None = None) -> Iterator[tuple[int, np.ndarray, float]]:
         """Yield what `chunk` returns for each chunk as far as rows are complete, read ahead of the caller.

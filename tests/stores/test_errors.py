@@ -45,10 +45,14 @@ def test_a_newer_or_damaged_header(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", small_plan(2))
     header = store.path / "zarr.json"
     document = json.loads(header.read_text())
-    for key, value in (("schema_version", 2), ("profile", "sharded")):
+    for key, value in (("schema_version", 2), ("profile", "striped")):
         changed = {**document, "attributes": {**document["attributes"], key: value}}
         header.write_text(json.dumps(changed))
         one_line(lambda: ActivationStore.open(store.path), str(value), "upgrade modegap")
+    header.write_text(
+        json.dumps({**document, "attributes": {**document["attributes"], "profile": "archive"}})
+    )
+    one_line(lambda: ActivationStore.open(store.path), "does not match its hash", "restore")
     del document["attributes"]["plan"]
     header.write_text(json.dumps(document))
     one_line(lambda: ActivationStore.open(store.path), "lacks the attribute 'plan'", "restore")

@@ -178,6 +178,10 @@ class RowArray:
             raise ValueError(f"sample index must be 0 to {n_samples - 1}, got {index}")
         return int(self._ranges.bounds[index]), int(self._ranges.bounds[index + 1])
 
+    def lengths(self) -> np.ndarray | None:
+        """Return int64 [samples], the token rows of each sample; None for pooled rows."""
+        return np.diff(self._ranges.bounds) if self._columns else None
+
     def sample_of_row(self, start: int, stop: int) -> np.ndarray:
         """Return the int64 [n] sample index of each row."""
         return self._ranges.sample_of_rows(start, stop)

@@ -71,9 +71,9 @@ def _safetensors(path: Path, stack: ExitStack) -> tuple[dict[str, Rows], dict[st
 
     try:
         file = stack.enter_context(safe_open(str(path), framework="np"))
-        return {name: _Slice(file.get_slice(name)) for name in file.keys()}, {
-            key: _decoded(text) for key, text in (file.metadata() or {}).items()
-        }  # noqa: SIM118
+        names = list(file.keys())
+        metadata = {key: _decoded(text) for key, text in (file.metadata() or {}).items()}
+        return {name: _Slice(file.get_slice(name)) for name in names}, metadata
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 

@@ -7,16 +7,15 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from .checksum import PIECE, TRAILER, combine, crc32c, trailer
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError
-from .summing import read_summed
+from .handles import Handle, opened, size_of
+from .remote import Place, RemotePath
 from .zarrjson import BLOSC, ArraySpec
 
 _MISSING = 2**64 - 1
@@ -87,17 +86,17 @@ def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
     return -(-(stop - start) // spec.block_rows) * (spec.block_bytes + TRAILER) + index
 
 
-def has_its_size(spec: ArraySpec, root: Path, chunk: int, log: CommitLog) -> bool:
+def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bool:
     """Return whether the file of a committed chunk exists and has the size that it was written with."""
     try:
-        size = spec.chunk_file(root, chunk).stat().st_size
+        size = size_of(spec.chunk_file(root, chunk))
         return size == (file_bytes(spec, chunk) or log.record(chunk).bytes)
     except (FileNotFoundError, DamagedChunkError):
         return False
 
 
 def read_block(
-    file: Path,
+    file: Place,
     spec: ArraySpec,
     block: int,
     content: memoryview,
@@ -110,46 +109,41 @@ def read_block(
     record. `threads` share the work on uncompressed rows.
     """
 
-    def read(descriptor: int) -> str | None:
-        size = os.fstat(descriptor).st_size
+    def read(handle: Handle) -> str | None:
+        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
         expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
         if expected is not None and not spec.inner_rows and size != expected:
             return f"its file has {size} bytes, expected {expected}"
-        place = _place(descriptor, spec, block, size)
+        place = _place(handle, spec, block, size)
         if isinstance(place, str):
             return place
-        found = _read_rows(descriptor, spec, *place, content, threads)
+        found = _read_rows(handle, spec, *place, content, threads)
         if isinstance(found, str):
             return found
         inner = () if record is None else record.inner
         recorded = inner[block % spec.parts] if inner else record.crc32c if record is not None else found
         return None if found == recorded else "its content does not match the checksum of its commit record"
 
-    return opened(file, read)
+    return _said(file, read)
 
 
-def opened(file: Path, read: Callable[[int], str | None]) -> str | None:
+def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
     """Return what `read` says of an open file, or why it cannot be read."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        with opened(file) as handle:
+            return read(handle)
     except FileNotFoundError:
         return "its file is missing"
     except OSError as error:
-        return f"its file cannot be opened ({error.strerror})"
-    try:
-        return read(descriptor)
-    except OSError as error:
-        return f"its file cannot be read ({error.strerror})"
-    finally:
-        os.close(descriptor)
+        return f"its file cannot be read ({error.strerror or error})"
 
 
-def _place(descriptor: int, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
+def _place(handle: Handle, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
     """Return offset and size (checksum included) of a block in its file of `size` bytes, or what is wrong."""
     if not spec.inner_rows:
         return 0, size
     length = spec.parts * _ENTRY
-    index = os.pread(descriptor, length + TRAILER, max(size - length - TRAILER, 0))
+    index = handle.read_range(max(size - length - TRAILER, 0), length + TRAILER)
     if len(index) != length + TRAILER or trailer(crc32c(index[:length])) != index[length:]:
         return "the index of its shard does not match the checksum stored with it"
     at = block % spec.parts * 2
@@ -162,14 +156,14 @@ def _place(descriptor: int, spec: ArraySpec, block: int, size: int) -> tuple[int
 
 
 def _read_rows(
-    descriptor: int, spec: ArraySpec, offset: int, nbytes: int, content: memoryview, threads: int
+    handle: Handle, spec: ArraySpec, offset: int, nbytes: int, content: memoryview, threads: int
 ) -> int | str:
     """Fill `content` from a place in a file and return the checksum of its rows, or what is wrong."""
     if nbytes == 0:
         content[:] = bytes(len(content))
         return crc32c(content)
     if spec.compressed:
-        data = os.pread(descriptor, nbytes, offset)
+        data = handle.read_range(offset, nbytes)
         packed = data[:-TRAILER]
         if trailer(crc32c(packed)) != data[-TRAILER:]:
             return "its content does not match the checksum stored with it"
@@ -180,28 +174,28 @@ def _read_rows(
         return crc32c(content)
     if nbytes != len(content) + TRAILER:
         return f"it has {nbytes} bytes, expected {len(content) + TRAILER}"
-    found = read_summed(descriptor, content, offset, threads)
+    found = handle.fill(content, offset, threads)
     if found is None:
         return "its file was cut short while it was read"
-    if os.pread(descriptor, TRAILER, offset + len(content)) != trailer(found):
+    if handle.read_range(offset + len(content), TRAILER) != trailer(found):
         return "its content does not match the checksum stored with it"
     return found
 
 
-def read_part(file: Path, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
+def read_part(file: Place, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
     """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them."""
 
-    def read(descriptor: int) -> str | None:
-        place = _place(descriptor, spec, block, os.fstat(descriptor).st_size if spec.inner_rows else 1)
+    def read(handle: Handle) -> str | None:
+        place = _place(handle, spec, block, handle.size() if spec.inner_rows else 1)
         if isinstance(place, str):
             return place
         if place[1] == 0:
             content[:] = bytes(len(content))
             return None
-        got = os.preadv(descriptor, [content], place[0] + first * spec.row_bytes)
-        return None if got == len(content) else "its file ends early"
+        filled = handle.fill_unchecked(content, place[0] + first * spec.row_bytes)
+        return None if filled else "its file ends early"
 
-    return opened(file, read)
+    return _said(file, read)
 
 
 class _Codec:

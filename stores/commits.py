@@ -14,6 +14,7 @@ import numpy as np
 
 from .durable import link_file, stage_file, sync_folder
 from .errors import DamagedChunkError, NotCommittedError, StoreBusyError
+from .remote import Place, RemotePath, local
 from .zarrjson import ArraySpec
 
 _SUFFIX = ".json"
@@ -57,16 +58,17 @@ class CommitRecord:
 class CommitLog:
     """The commit records of one array; they only accumulate, so a cached listing errs on the safe side."""
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
+    def __init__(self, root: Place, spec: ArraySpec) -> None:
         """List nothing yet: the records are read when they are first asked for."""
         self.spec = spec
-        self.folder = root / "_commit" / spec.path
+        self.folder: Place = root / "_commit" / spec.path
         self._committed: np.ndarray | None = None
         self._records: dict[int, CommitRecord] = {}
+        self._fetched: dict[str, bytes] | None = None
 
     def refresh(self) -> None:
         """Forget what was listed; the next question reads the folder again."""
-        self._committed = None
+        self._committed = self._fetched = None
         self._records.clear()
 
     @property
@@ -74,7 +76,8 @@ class CommitLog:
         """Bool [chunks]: which chunks have a record. Do not modify."""
         if self._committed is None:
             found = np.zeros(self.spec.n_chunks, dtype=bool)
-            names = (path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ()
+            remote = isinstance(self.folder, RemotePath)
+            names = (path.name for path in self.folder.iterdir()) if remote or self.folder.is_dir() else ()
             for name in names:
                 stem = name.removesuffix(_SUFFIX)
                 if name.endswith(_SUFFIX) and stem.isdecimal() and int(stem) < len(found):
@@ -82,9 +85,19 @@ class CommitLog:
             self._committed = found
         return self._committed
 
-    def file(self, chunk: int) -> Path:
+    def file(self, chunk: int) -> Place:
         """Return the path of a record."""
         return self.folder / f"{chunk}{_SUFFIX}"
+
+    def _content(self, chunk: int) -> bytes:
+        """Return a stored record; remote ones are fetched all at once when the first is needed."""
+        if not isinstance(self.folder, RemotePath):
+            return self.file(chunk).read_bytes()
+        if self._fetched is None:
+            names = [f"{k}{_SUFFIX}" for k in np.flatnonzero(self.committed).tolist()]
+            self._fetched = self.folder.read_many(names)
+        found = self._fetched.get(f"{chunk}{_SUFFIX}")
+        return self.file(chunk).read_bytes() if found is None else found
 
     def record(self, chunk: int) -> CommitRecord:
         """Return the record of a chunk.
@@ -101,7 +114,7 @@ class CommitLog:
     def _read(self, chunk: int) -> CommitRecord:
         file = self.file(chunk)
         try:
-            fields = json.loads(file.read_bytes())
+            fields = json.loads(self._content(chunk))
             inner = tuple(fields.get("inner", ()))
             record = CommitRecord(**{**fields, "samples": tuple(fields["samples"]), "inner": inner})
             start, stop = self.spec.rows_of(chunk)
@@ -126,7 +139,7 @@ class CommitLog:
         Raises:
             OSError: the disk is full, read-only or broken.
         """
-        return stage_file(self.file(chunk), (record.dump(),))
+        return stage_file(local(self.file(chunk)), (record.dump(),))
 
     def publish(self, chunk: int, record: CommitRecord, staged: Path) -> None:
         """Link the staged record of a chunk, whose file is on the disk, to its name; the caller syncs.
@@ -136,7 +149,7 @@ class CommitLog:
             OSError: the disk is full, read-only or broken.
         """
         try:
-            link_file(staged, self.file(chunk))
+            link_file(staged, local(self.file(chunk)))
         except FileExistsError:
             message = (
                 f"chunk {chunk} of {self.spec.path} is already committed by another writer: resume to go on"
@@ -147,7 +160,7 @@ class CommitLog:
 
     def withdraw(self, chunk: int) -> None:
         """Remove the record of a damaged chunk, so that the next writer makes the chunk again."""
-        self.file(chunk).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        local(self.file(chunk)).unlink(missing_ok=True)
+        sync_folder(local(self.folder))
         self.committed[chunk] = False
         self._records.pop(chunk, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from .errors import StoreError
 from .labels import label_files, starts_of
 from .origin import canonical_json
 from .plan import PROFILES, PointInfo, StorePlan, plan_hash
+from .remote import Place
 from .zarrjson import METADATA, ArraySpec, array_json, column_files, group_json, read_metadata
 
 SCHEMA_VERSION = 1
@@ -89,7 +89,7 @@ def make_header(plan: StorePlan) -> Header:
     return Header(described, provenance, plan_hash(described, provenance))
 
 
-def read_header(root: Path) -> Header:
+def read_header(root: Place) -> Header:
     """Return the header of the store at `root`.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .commits import CommitLog, CommitRecord
 from .durable import stage_file, sync_folder
+from .remote import local
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ def _publish(group: list[_Waiting]) -> None:
                 item.log.publish(item.chunk, item.record, item.staged)
             except Exception as error:
                 item.error = error
-        for folder in dict.fromkeys(item.log.folder for item in group):
+        for folder in dict.fromkeys(local(item.log.folder) for item in group):
             sync_folder(folder)
     except BaseException as error:
         for item in group:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
 from .layout import StoredArray
 from .ranges import Ranges
+from .remote import Place
 
 
 class ChunkedArray:
@@ -23,7 +23,7 @@ class ChunkedArray:
     """
 
     def __init__(
-        self, root: Path, array: StoredArray, log: CommitLog, ranges: Ranges, ids: Sequence[str]
+        self, root: Place, array: StoredArray, log: CommitLog, ranges: Ranges, ids: Sequence[str]
     ) -> None:
         """Bind an array to its commit records and row ranges."""
         self.spec, self._array, self._root = array.spec, array, root

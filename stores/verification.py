@@ -14,6 +14,7 @@ from .buffers import aligned_empty, bytes_of
 from .checksum import TRAILER
 from .chunkfiles import has_its_size, read_block
 from .errors import DamagedChunkError, StoreError
+from .handles import size_of
 from .labels import digest, read_label, starts_of
 from .layout import StoredArray
 from .origin import canonical_json, sha256
@@ -135,7 +136,7 @@ def _check_chunk(
                 break
         else:
             if not has_its_size(spec, store.path, chunk, log):
-                reason = f"its file has {file.stat().st_size} bytes, expected {record.bytes}"
+                reason = f"its file has {size_of(file)} bytes, expected {record.bytes}"
     if reason is None:
         return None
     samples = samples_holding(store.bounds(array), start, stop)
@@ -147,7 +148,7 @@ def _damaged_metadata(store: ActivationStore) -> Iterator[Damage]:
     plan = store.plan
 
     def sample_ids() -> bool:
-        fresh = ActivationStore.open(store.path)
+        fresh = ActivationStore.open(str(store.path))
         planned: str = plan["sample_ids"]
         return sha256(canonical_json(fresh.samples)) == planned
 

@@ -19,6 +19,7 @@ from .durable import is_temporary
 from .errors import StoreError, disk_error, unknown_name
 from .layout import Header, StoredArray
 from .owner import claim, release
+from .remote import local
 from .values import checked_column, checked_rows
 
 
@@ -99,7 +100,7 @@ class Writer:
                 log.withdraw(chunk)
                 self.withdrawn.append((spec.path, chunk))
         wanted: np.ndarray = owned & ~log.committed
-        _remove_temporaries(log.folder, owned)
+        _remove_temporaries(local(log.folder), owned)
         if len(spec.shape) == 1:
             _remove_temporaries(spec.chunk_file(self._root, 0).parent, owned)
         else:

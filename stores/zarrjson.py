@@ -19,6 +19,7 @@ import numpy as np
 from .buffers import bytes_of
 from .checksum import TRAILER, crc32c, trailer
 from .errors import DamagedChunkError, StoreError
+from .remote import P, Place
 
 METADATA = "zarr.json"
 MAX_CHUNK_BYTES = 16 * 2**20
@@ -85,7 +86,7 @@ class ArraySpec:
         """Return the first row of a chunk and the row after its last."""
         return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0])
 
-    def chunk_file(self, root: Path, chunk: int) -> Path:
+    def chunk_file(self, root: P, chunk: int) -> P:
         """Return the file of a chunk in the store at `root`."""
         return root.joinpath(self.path, "c", str(chunk), *("0" for _ in self.shape[1:]))
 
@@ -140,7 +141,7 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Place) -> dict[str, Any]:
     """Return the `zarr.json` of a group or array.
 
     Raises:
@@ -171,7 +172,7 @@ def column_files(path: str, values: np.ndarray, attributes: Mapping[str, Any]) -
         yield spec.chunk_file(Path(), chunk).as_posix(), content + trailer(crc32c(content))
 
 
-def column_spec(root: Path, path: str) -> tuple[ArraySpec, dict[str, Any]]:
+def column_spec(root: Place, path: str) -> tuple[ArraySpec, dict[str, Any]]:
     """Return the spec and the attributes of an array written by `column_files`."""
     document = read_metadata(root / path)
     chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
@@ -179,7 +180,7 @@ def column_spec(root: Path, path: str) -> tuple[ArraySpec, dict[str, Any]]:
     return spec, document["attributes"]
 
 
-def read_column(root: Path, path: str) -> tuple[np.ndarray, dict[str, Any]]:
+def read_column(root: Place, path: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the values (read-only) and attributes of an array written by `column_files`.
 
     Raises:

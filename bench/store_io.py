@@ -154,6 +154,21 @@ def readers(rows: RowArray, files: list[Path], zarr_array: Any) -> dict[str, Cal
     }
 
 
+def sharded_readers(folder: Path, rows: np.ndarray, samples: int) -> dict[str, Call]:
+    """The same rows in shards of 64 MiB: our reader with one thread, and zarr-python."""
+    import zarr
+
+    points = {"p": PointPlan(WIDTH, "tokens", np.full(samples, SAMPLE_ROWS))}
+    plan = StorePlan(points, [str(i) for i in range(samples)], profile="sharded")
+    store = ActivationStore.create(folder / "sharded.zarr", plan)
+    with store.writer(depth=1) as writer:
+        for sample in range(samples):
+            writer.put(sample, {"p": SampleRows(rows)})
+    theirs = zarr.open_array(str(folder / "sharded.zarr/points/p/rows"), mode="r")
+    calls = readers(store.rows("p"), [], theirs)
+    return {name: calls[name] for name in ("chunk, 1 thread", "chunk, 2 threads", "zarr-python")}
+
+
 def random_rows(rows: RowArray, zarr_array: Any, count: int = 200) -> dict[str, float]:
     """Median microseconds of one random row."""
     picks = np.random.default_rng(1).integers(0, rows.shape[0], count).tolist()
@@ -222,6 +237,8 @@ def main() -> None:
         files = [folder / f"s.zarr/points/p/rows/c/{k}/0" for k in range(array.n_chunks)]
         theirs = zarr.open_array(str(folder / "s.zarr/points/p/rows"), mode="r")
         report["read"] = measure(readers(array, files, theirs), options.rounds)
+        samples = options.mib * 2**20 // rows.nbytes
+        report["read_sharded"] = measure(sharded_readers(folder, rows, samples), options.rounds)
         report["random_row_us"] = random_rows(array, theirs)
     for part, base in (("write", "tofile"), ("read", "preadv")):
         for entry in report[part].values():

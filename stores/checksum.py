@@ -8,6 +8,8 @@ google_crc32c comes with zarr and takes over where there is no wheel of awscrt.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 try:
@@ -21,6 +23,9 @@ except ImportError:
         return found
 
 
+PIECE = 2**20
+"""Bytes to move and sum at a time: few enough to stay in the cache between the two."""
+
 TRAILER = 4
 """Bytes of checksum that Zarr's `crc32c` codec puts after a chunk, little endian."""
 
@@ -28,6 +33,30 @@ TRAILER = 4
 def crc32c(data: memoryview | bytes, value: int = 0) -> int:
     """Return the CRC-32C of `data`; `value` is the checksum of the bytes before it."""
     return int(_compute(data, value)) if len(data) else value
+
+
+@lru_cache(maxsize=16)
+def _shift(length: int) -> tuple[tuple[int, ...], ...]:
+    """Return what `length` more bytes make of a checksum: a table of 256 for each of its bytes.
+
+    CRC is linear over GF(2): crc(v, data) = shift(v) ^ crc(0, data); zeros and single bits give its columns.
+    """
+    zeros = bytes(length)
+    base = crc32c(zeros)
+    columns = [crc32c(zeros, 1 << bit) ^ base for bit in range(32)]
+    tables = []
+    for byte in range(4):
+        table = [0]
+        for column in columns[8 * byte : 8 * byte + 8]:
+            table += [column ^ entry for entry in table]
+        tables.append(tuple(table))
+    return tuple(tables)
+
+
+def combine(first: int, second: int, length: int) -> int:
+    """Return the CRC-32C of two runs of bytes from the checksum of each; `length` is the second's."""
+    a, b, c, d = _shift(length)
+    return a[first & 255] ^ b[first >> 8 & 255] ^ c[first >> 16 & 255] ^ d[first >> 24] ^ second
 
 
 def trailer(value: int) -> bytes:

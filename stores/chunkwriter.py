@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from .buffers import aligned_empty, bytes_of
-from .checksum import TRAILER, crc32c, trailer
+from .chunkfiles import encode
 from .commits import CommitLog, CommitRecord
-from .durable import write_file
 from .errors import StoreError, disk_error
 from .layout import StoredArray
+from .publishing import Publisher
 from .ranges import samples_holding, samples_touching
 from .values import FP16_MAX, count_overflow, exponent_for, rescale, store_scaled
 from .zarrjson import ArraySpec
@@ -31,6 +31,7 @@ class Committer:
 
     def __init__(self, depth: int) -> None:
         """Start with no thread and no buffer; both are made on demand and reused."""
+        self.publisher = Publisher()
         self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
         self._slots = threading.BoundedSemaphore(depth)
         self._free: dict[int, list[np.ndarray]] = {}
@@ -136,8 +137,8 @@ class ChunkWriter:
                 self._end(now)
 
     def _begin(self, chunk: int) -> _Filling:
-        buffer = self.committer.buffer(self.spec.chunk_bytes + TRAILER)
-        content = buffer[: self.spec.chunk_bytes].view(self.spec.dtype)
+        buffer = self.committer.buffer(self.spec.chunk_bytes)
+        content = buffer.view(self.spec.dtype)
         return _Filling(chunk, buffer, content.reshape(self.spec.chunk_rows, *self.spec.shape[1:]))
 
     def _put(self, now: _Filling, rows: np.ndarray, absmax: np.ndarray | None) -> None:
@@ -168,25 +169,23 @@ class ChunkWriter:
             else.
         """
         now.values[now.fill :] = 0
-        content = bytes_of(now.buffer)[: self.spec.chunk_bytes]
-        found = crc32c(content)
-        now.buffer[self.spec.chunk_bytes :] = np.frombuffer(trailer(found), np.uint8)
-        start, stop = self.spec.rows_of(now.chunk)
-        samples = samples_holding(self.bounds, start, stop)
-        record = CommitRecord(
-            rows=now.fill,
-            bytes=now.buffer.nbytes,
-            crc32c=found,
-            samples=samples,
-            absmax=now.absmax,
-            overflow=now.overflow,
-            exponent=now.exponent,
-        )
         file = self.spec.chunk_file(self.root, now.chunk)
+        encoded = encode(self.spec, bytes_of(now.buffer), now.fill)
+        publisher = self.committer.publisher
         try:
-            write_file(file, bytes_of(now.buffer))
-            self.log.commit(now.chunk, record)
+            staged = publisher.stage_chunk(file, encoded)
+            record = CommitRecord(
+                rows=now.fill,
+                bytes=encoded.bytes,
+                crc32c=encoded.crc32c,
+                samples=samples_holding(self.bounds, *self.spec.rows_of(now.chunk)),
+                absmax=now.absmax,
+                overflow=now.overflow,
+                exponent=now.exponent,
+                inner=encoded.inner,
+            )
+            publisher.publish(now.chunk, file, staged, self.log, record)
         except StoreError:
             raise
         except OSError as error:
-            raise disk_error(error, file, now.buffer.nbytes) from error
+            raise disk_error(error, file, self.spec.chunk_bytes) from error

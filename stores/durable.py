@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 _SUFFIX = ".tmp"
@@ -38,9 +38,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_new(path: Path, parts: Sequence[memoryview | bytes]) -> None:
-    """Create `path` with the parts' bytes and sync it; leave no file behind when that fails."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def stage_file(path: Path, parts: Iterable[memoryview | bytes]) -> Path:
+    """Write the parts to a temporary file beside `path`, sync it and return its name.
+
+    Raises:
+        OSError: the disk is full, read-only or broken; no temporary file stays.
+    """
+    new = temporary(path)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
             for part in parts:
@@ -51,28 +56,22 @@ def _write_new(path: Path, parts: Sequence[memoryview | bytes]) -> None:
         finally:
             os.close(descriptor)
     except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def write_file(path: Path, *parts: memoryview | bytes) -> None:
-    """Put the parts at `path`, replacing what is there; a crash leaves the old file, the new one or neither.
-
-    Raises:
-        OSError: the disk is full, read-only or broken; no temporary file stays.
-    """
-    made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = temporary(path)
-    _write_new(new, parts)
-    try:
-        new.replace(path)
-    except BaseException:
         new.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-    if made:
-        sync_folder(path.parent.parent)
+    return new
+
+
+def link_file(new: Path, path: Path) -> None:
+    """Give a staged file its name unless something is there; the temporary name goes either way.
+
+    Raises:
+        FileExistsError: `path` exists.
+        OSError: the file system is full, read-only or has no hard links.
+    """
+    try:
+        os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def create_file(path: Path, data: bytes) -> None:
@@ -84,10 +83,5 @@ def create_file(path: Path, data: bytes) -> None:
         FileExistsError: `path` exists.
         OSError: the disk is full, read-only or broken, or its file system has no hard links.
     """
-    new = temporary(path)
-    _write_new(new, (data,))
-    try:
-        os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    link_file(stage_file(path, (data,)), path)
     sync_folder(path.parent)

@@ -11,13 +11,13 @@ import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .errors import StoreError
 from .origin import canonical_json, sha256
+from .remote import Place
 from .zarrjson import METADATA, column_files, group_json, read_column, read_metadata
 
 Value = str | int | float | None
@@ -165,7 +165,7 @@ def label_files(name: str, column: LabelColumn) -> Iterator[tuple[str, bytes]]:
         yield from column_files(path, np.array(whole, dtype=np.int64), attributes)
 
 
-def read_label(root: Path, name: str, kind: Kind) -> LabelColumn:
+def read_label(root: Place, name: str, kind: Kind) -> LabelColumn:
     """Return a label as `label_files` wrote it.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,8 @@ import numpy as np
 from .errors import StoreError
 from .labels import label_files, starts_of
 from .origin import canonical_json
-from .plan import PROFILE, PointInfo, StorePlan, plan_hash
+from .plan import PROFILES, PointInfo, StorePlan, plan_hash
+from .remote import Place
 from .zarrjson import METADATA, ArraySpec, array_json, column_files, group_json, read_metadata
 
 SCHEMA_VERSION = 1
@@ -46,6 +46,11 @@ class Header:
     plan_hash: str
 
     @property
+    def profile(self) -> str:
+        """How rows are laid out: "raw", "sharded" or "archive"."""
+        return str(self.plan.get("profile", "raw"))
+
+    @property
     def n_samples(self) -> int:
         """Samples of the plan, stored or not."""
         return int(self.plan["n_samples"])
@@ -57,15 +62,17 @@ class Header:
     def arrays(self) -> list[StoredArray]:
         """Return every chunked array: rows of each point, then the columns of each stream."""
         found = []
+        packed = self.profile == "archive"
         for name, info in self.points().items():
             if info.rows != "pooled":
-                spec = ArraySpec(
-                    f"points/{name}/rows", (info.n_rows, info.width), info.dtype, info.chunk_rows
-                )
+                shape, inner = (info.n_rows, info.width), info.chunk_rows if info.shard_rows else 0
+                chunk_rows = info.shard_rows or info.chunk_rows
+                spec = ArraySpec(f"points/{name}/rows", shape, info.dtype, chunk_rows, inner, packed)
                 found.append(StoredArray(name, "tokens", spec, info.stream))
             if info.rows != "tokens":
                 shape = (self.n_samples, info.width)
-                spec = ArraySpec(f"pooled/{name}/rows", shape, info.dtype, info.pooled_chunk_rows)
+                rows = info.pooled_chunk_rows
+                spec = ArraySpec(f"pooled/{name}/rows", shape, info.dtype, rows, compressed=packed)
                 found.append(StoredArray(name, "pooled", spec, None))
         for name, stream in self.plan["streams"].items():
             shape1 = (stream["n_rows"],)
@@ -82,7 +89,7 @@ def make_header(plan: StorePlan) -> Header:
     return Header(described, provenance, plan_hash(described, provenance))
 
 
-def read_header(root: Path) -> Header:
+def read_header(root: Place) -> Header:
     """Return the header of the store at `root`.
 
     Raises:
@@ -96,17 +103,17 @@ def read_header(root: Path) -> Header:
     if attributes.get("format") != _FORMAT:
         raise StoreError(f"{root} holds other Zarr data, not an activation store: check the path")
     version, profile = attributes.get("schema_version"), attributes.get("profile")
-    if version != SCHEMA_VERSION or profile != PROFILE:
+    if version != SCHEMA_VERSION or profile not in PROFILES:
         raise StoreError(
             f"{root} has schema version {version}, profile {profile!r}; this modegap reads version "
-            f"{SCHEMA_VERSION}, profile {PROFILE!r}: upgrade modegap (pip install -U modegap)"
+            f"{SCHEMA_VERSION}, profiles {', '.join(PROFILES)}: upgrade modegap (pip install -U modegap)"
         )
     try:
         header = Header(attributes["plan"], attributes["provenance"], attributes["plan_hash"])
     except KeyError as error:
         message = f"{root / METADATA} lacks the attribute {error}: restore the file from a copy"
         raise StoreError(message) from None
-    if plan_hash(header.plan, header.provenance) != header.plan_hash:
+    if plan_hash(header.plan, header.provenance) != header.plan_hash or header.profile != profile:
         raise StoreError(
             f"the plan in {root / METADATA} does not match its hash: restore the file from a copy"
         )
@@ -118,7 +125,7 @@ def skeleton(plan: StorePlan, header: Header) -> Iterator[tuple[str, bytes]]:
     attributes = {
         "format": _FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "profile": PROFILE,
+        "profile": header.profile,
         "plan_hash": header.plan_hash,
         "provenance": header.provenance,
         "plan": header.plan,

@@ -1,81 +1,29 @@
-"""Verified reads of chunks straight from their files: 3 to 4 times as fast as through a Zarr library."""
+"""Verified reads of rows straight from a store's files: 3 to 4 times as fast as through a Zarr library."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from .buffers import aligned_empty, bytes_of
-from .checksum import TRAILER, crc32c, trailer
+from .chunkfiles import read_block, read_part
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
 from .layout import StoredArray
 from .ranges import Ranges
-from .zarrjson import ArraySpec
-
-# Checksummed piece by piece, while each is still in the cache: 0.85 of the speed of a bare preadv, not 0.73.
-_PIECE = 2**20
-
-
-def read_chunk(file: Path, content: memoryview, record: CommitRecord | None) -> str | None:
-    """Fill `content` with a chunk; return None if it is intact, else what is wrong with it.
-
-    The content must match the checksum behind it in the file and, where there is one, the commit record.
-    """
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return "its file is missing"
-    except OSError as error:
-        return f"its file cannot be opened ({error.strerror})"
-    try:
-        size, expected = os.fstat(descriptor).st_size, len(content) + TRAILER
-        if size != expected:
-            return f"its file has {size} bytes, expected {expected}"
-        found, at = 0, 0
-        while at < len(content):
-            piece = content[at : at + _PIECE]
-            got = os.preadv(descriptor, [piece], at)
-            if got == 0:
-                return f"its file ends after {at} bytes"
-            found = crc32c(piece[:got], found)
-            at += got
-        stored = os.pread(descriptor, TRAILER, at)
-    except OSError as error:
-        return f"its file cannot be read ({error.strerror})"
-    finally:
-        os.close(descriptor)
-    if stored != trailer(found):
-        return "its content does not match the checksum stored with it"
-    if record is not None and record.crc32c != found:
-        return "its content does not match the checksum of its commit record"
-    return None
-
-
-def read_rows(root: Path, spec: ArraySpec, chunk: int, first: int, content: memoryview) -> None:
-    """Fill `content` with a chunk's rows from its row `first` on, without checking them.
-
-    Raises:
-        OSError: the file is missing or too short.
-    """
-    descriptor = os.open(spec.chunk_file(root, chunk), os.O_RDONLY)
-    try:
-        got = os.preadv(descriptor, [content], first * spec.row_bytes)
-    finally:
-        os.close(descriptor)
-    if got != len(content):
-        raise OSError(f"chunk {chunk} of {spec.path} ends early: run `modegap verify`")
+from .remote import Place
 
 
 class ChunkedArray:
-    """The chunks of one stored array; safe to read from several threads."""
+    """The rows of one stored array in blocks; safe to read from several threads.
+
+    A block is what is read and checked at a time: a chunk, or one of the chunks inside a shard.
+    """
 
     def __init__(
-        self, root: Path, array: StoredArray, log: CommitLog, ranges: Ranges, ids: Sequence[str]
+        self, root: Place, array: StoredArray, log: CommitLog, ranges: Ranges, ids: Sequence[str]
     ) -> None:
         """Bind an array to its commit records and row ranges."""
         self.spec, self._array, self._root = array.spec, array, root
@@ -110,55 +58,77 @@ class ChunkedArray:
                 f"({int(self._ranges.complete.sum())} of {len(self._ids)} samples are complete): resume it"
             )
 
-    def load(self, chunk: int, out: np.ndarray) -> None:
-        """Fill `out` [chunk_rows, ...] (stored dtype, C-contiguous) with a whole chunk, padding included.
+    def record(self, block: int) -> CommitRecord:
+        """Return the commit record of the file that holds a block.
 
         Raises:
-            NotCommittedError: the chunk is not committed.
+            NotCommittedError: it is not committed. DamagedChunkError: the record is.
+        """
+        return self._log.record(block // self.spec.parts)
+
+    def load(self, block: int, out: np.ndarray, threads: int = 1) -> None:
+        """Fill `out` [chunk_rows, ...] (stored dtype, C-contiguous) with a whole block, padding included.
+
+        Up to `threads` threads share the work.
+
+        Raises:
+            NotCommittedError: the block is not committed.
             DamagedChunkError: its file is missing, has another size, or fails a checksum.
         """
-        record = self._log.record(chunk)
-        reason = read_chunk(self.spec.chunk_file(self._root, chunk), bytes_of(out), record)
+        record, chunk = self.record(block), block // self.spec.parts
+        file = self.spec.chunk_file(self._root, chunk)
+        reason = read_block(file, self.spec, block, bytes_of(out), record, threads)
         if reason is not None:
-            start, stop = self.spec.rows_of(chunk)
-            first, last = record.samples[0], record.samples[1] - 1
+            start, stop = self.spec.rows_of_block(block)
+            first, last = self._ranges.sample_of_rows(start, stop)[[0, -1]].tolist()
+            what = "shard" if self.spec.inner_rows else "chunk"
             raise DamagedChunkError(
-                f"chunk {chunk} ({self.describe_rows(start, stop)}, samples {self._ids[first]!r} to "
+                f"{what} {chunk} ({self.describe_rows(start, stop)}, samples {self._ids[first]!r} to "
                 f"{self._ids[last]!r}) is damaged, {reason}: run `modegap repair`, then resume to rewrite it"
             )
 
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:
         """Fill `out` with stored values times their chunk's scale; the caller has checked the range."""
-        size = self.spec.chunk_rows
-        for chunk in range(start // size, -(-stop // size)):
-            first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
+        size = self.spec.block_rows
+        for block in range(start // size, -(-stop // size)):
+            first, last = max(start, block * size), min(stop, (block + 1) * size)
             piece = out[first - start : last - start]
-            scale = self._log.record(chunk).scale
+            scale = self.record(block).scale
             if verify and last - first == size and out.dtype == self.dtype:
-                self.load(chunk, piece)
-            elif verify:
-                piece[...] = self._cached(chunk)[first - chunk * size : last - chunk * size]
+                self.load(block, piece)
+            elif verify or self.spec.compressed:
+                piece[...] = self._cached(block)[first - block * size : last - block * size]
             else:
                 stored = piece if out.dtype == self.dtype else np.empty(piece.shape, self.dtype)
-                read_rows(self._root, self.spec, chunk, first - chunk * size, bytes_of(stored))
+                self._load_part(block, first - block * size, stored)
                 piece[...] = stored
             if scale != 1.0:
                 piece *= scale
 
-    def _cached(self, chunk: int) -> np.ndarray:
-        """Return a whole verified chunk, kept (one a thread) for the neighbouring rows that often follow."""
-        if getattr(self._last, "chunk", None) != chunk:
+    def _load_part(self, block: int, first: int, out: np.ndarray) -> None:
+        """Fill `out` with some rows of a block from its row `first` on, without checking them."""
+        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        reason = read_part(file, self.spec, block, first, bytes_of(out))
+        if reason is not None:
+            start = block * self.spec.block_rows + first
+            raise DamagedChunkError(
+                f"{self.describe_rows(start, start + len(out))} are unreadable, {reason}: `modegap verify`"
+            )
+
+    def _cached(self, block: int) -> np.ndarray:
+        """Return a whole verified block, kept (one a thread) for the neighbouring rows that often follow."""
+        if getattr(self._last, "block", None) != block:
             buffer: np.ndarray | None = getattr(self._last, "buffer", None)
             if buffer is None:
-                buffer = aligned_empty((self.spec.chunk_rows, *self.spec.shape[1:]), self.dtype)
+                buffer = aligned_empty((self.spec.block_rows, *self.spec.shape[1:]), self.dtype)
                 self._last.buffer = buffer
-            self._last.chunk = None
-            self.load(chunk, buffer)
-            self._last.chunk = chunk
+            self._last.block = None
+            self.load(block, buffer)
+            self._last.block = block
         cached: np.ndarray = self._last.buffer
         return cached
 
     def max_exponent(self, start: int, stop: int) -> int:
         """Return the largest scale exponent of the chunks that hold the rows, 0 for none."""
-        size = self.spec.chunk_rows
-        return max((self._log.record(k).exponent for k in range(start // size, -(-stop // size))), default=0)
+        size = self.spec.block_rows
+        return max((self.record(k).exponent for k in range(start // size, -(-stop // size))), default=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from .buffers import aligned_empty
 from .commits import CommitLog
 from .ranges import Ranges
 from .reading import ChunkedArray
+from .summing import default_threads
 
 
 class RowArray:
@@ -39,17 +42,17 @@ class RowArray:
     @property
     def chunk_rows(self) -> int:
         """Rows a chunk."""
-        return self._chunks.spec.chunk_rows
+        return self._chunks.spec.block_rows
 
     @property
     def n_chunks(self) -> int:
-        """Chunks, committed or not."""
-        return self._chunks.spec.n_chunks
+        """Chunks, committed or not; in shards, the chunks inside them."""
+        return self._chunks.spec.n_blocks
 
     @property
     def committed(self) -> np.ndarray:
         """Bool [chunks]: which are committed."""
-        return self._log.committed.copy()
+        return np.repeat(self._log.committed, self._chunks.spec.parts)[: self.n_chunks]
 
     @property
     def n_valid_rows(self) -> int:
@@ -64,23 +67,29 @@ class RowArray:
             NotCommittedError: the chunk is not committed.
         """
         self._check_chunk(chunk)
-        return self._log.record(chunk).scale
+        return self._chunks.record(chunk).scale
 
-    def chunk(self, chunk: int, out: np.ndarray | None = None) -> tuple[int, np.ndarray, float]:
+    def chunk(
+        self, chunk: int, out: np.ndarray | None = None, *, threads: int | None = None
+    ) -> tuple[int, np.ndarray, float]:
         """Return (first row, stored values [m, d], scale) of one chunk, its checksum verified.
 
         `m` ends before the first row of an incomplete sample. The values are a view of `out`, if given:
         C-contiguous, of the stored dtype and at least [chunk_rows, d]; from `aligned_empty` it is fastest.
+        `threads` share the work, by default two where there are as many cores.
 
         Raises:
-            ValueError: no such chunk, or `out` does not fit.
+            ValueError: no such chunk, or `out` does not fit, or threads below 1.
             NotCommittedError: the chunk, or the sample of its first row, is not completely stored.
             DamagedChunkError: the chunk fails its checksum.
         """
         self._check_chunk(chunk)
-        start, stop = self._chunks.spec.rows_of(chunk)
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        start, stop = self._chunks.spec.rows_of_block(chunk)
         stop = self._ranges.first_incomplete(start, stop)
-        self._chunks.check_range(start, max(stop, start + 1))
+        if stop == start:
+            self._chunks.check_range(start, start + 1)
         need = (self.chunk_rows, self.shape[1])
         if out is None:
             out = aligned_empty(need, self.dtype)
@@ -90,8 +99,36 @@ class RowArray:
                 f"out must be writable, C-contiguous {self.dtype} with at least shape {need}, "
                 f"got {out.dtype} {out.shape}"
             )
-        self._chunks.load(chunk, out[: self.chunk_rows])
-        return start, out[: stop - start], self.scale(chunk)
+        self._chunks.load(chunk, out[: self.chunk_rows], default_threads() if threads is None else threads)
+        return start, out[: stop - start], self._chunks.record(chunk).scale
+
+    def chunks(self, *, threads: int | None = None) -> Iterator[tuple[int, np.ndarray, float]]:
+        """Yield what `chunk` returns for each chunk as far as rows are complete, read ahead of the caller.
+
+        Each of `threads` (default two where there are as many cores) reads another chunk into one of
+        `threads` + 1 buffers that are used in turn: the values are valid until the next ones are asked for.
+
+        Raises:
+            ValueError: threads below 1. DamagedChunkError: a chunk fails its checksum.
+        """
+        count = default_threads() if threads is None else threads
+        if count < 1:
+            raise ValueError(f"threads must be at least 1, got {count}")
+        return self._read_ahead(count)
+
+    def _read_ahead(self, threads: int) -> Iterator[tuple[int, np.ndarray, float]]:
+        last = -(-self.n_valid_rows // self.chunk_rows)
+        free = [aligned_empty((self.chunk_rows, self.shape[1]), self.dtype) for _ in range(threads + 1)]
+        coming: deque[tuple[np.ndarray, Future[tuple[int, np.ndarray, float]]]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="modegap-read") as pool:
+            for chunk in range(last + threads):
+                if chunk < last:
+                    buffer = free.pop()
+                    coming.append((buffer, pool.submit(self.chunk, chunk, buffer, threads=1)))
+                if coming and (chunk >= threads or chunk >= last):
+                    buffer, read = coming.popleft()
+                    yield read.result()
+                    free.append(buffer)
 
     def read(
         self, start: int, stop: int, out: np.ndarray | None = None, *, verify: bool = True
@@ -140,6 +177,10 @@ class RowArray:
         if not 0 <= index < n_samples:
             raise ValueError(f"sample index must be 0 to {n_samples - 1}, got {index}")
         return int(self._ranges.bounds[index]), int(self._ranges.bounds[index + 1])
+
+    def lengths(self) -> np.ndarray | None:
+        """Return int64 [samples], the token rows of each sample; None for pooled rows."""
+        return np.diff(self._ranges.bounds) if self._columns else None
 
     def sample_of_row(self, start: int, stop: int) -> np.ndarray:
         """Return the int64 [n] sample index of each row."""

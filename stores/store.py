@@ -23,6 +23,7 @@ from .origin import VOLATILE, canonical_json, sha256
 from .plan import PointInfo, StorePlan, differences
 from .ranges import Ranges, samples_touching
 from .reading import ChunkedArray
+from .remote import Place, local, place_of
 from .rows import RowArray
 from .writer import Writer
 from .zarrjson import read_column
@@ -40,7 +41,7 @@ class ActivationStore:
     `refresh` to see what another process has written since.
     """
 
-    def __init__(self, root: Path, header: Header, mode: Mode) -> None:
+    def __init__(self, root: Place, header: Header, mode: Mode) -> None:
         """Use `ActivationStore.open` or `ActivationStore.create` instead."""
         self.path, self.mode = root, mode
         self._header = header
@@ -58,7 +59,7 @@ class ActivationStore:
             StoreError: something else is at `path` (the message says what differs), or the disk is full or
             read-only. ValueError: a label is not valid Unicode.
         """
-        root = Path(path)
+        root = local(place_of(path))
         header = make_header(plan)
         if _occupied(root):
             return cls._existing(root, header, exist_ok)
@@ -97,13 +98,21 @@ class ActivationStore:
     def open(cls, path: str | os.PathLike[str], mode: Mode = "r") -> Self:
         """Return the store at `path`, for reading ("r") or to resume writing ("r+").
 
+        A URL (`https://`, `s3://` and others that fsspec knows) is for reading; its files must be listable.
+
         Raises:
             StoreError: nothing there, not a store, a newer schema version, or damaged metadata.
             ValueError: another mode.
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
-        return cls(Path(path), read_header(Path(path)), mode)
+        root = place_of(path)
+        if mode == "r+":
+            local(root)
+        try:
+            return cls(root, read_header(root), mode)
+        except OSError as error:
+            raise StoreError(f"cannot read {root} ({error}): check the address and the connection") from error
 
     @property
     def schema_version(self) -> int:
@@ -235,7 +244,7 @@ class ActivationStore:
         if self.mode != "r+":
             raise StoreError(f"{self.path} is open for reading only: open it with mode='r+'")
         arrays = [(array, self.commits(array), self.bounds(array)) for array in self._arrays]
-        return Writer(self.path, self._header, self.samples, arrays, first_sample, last, depth)
+        return Writer(local(self.path), self._header, self.samples, arrays, first_sample, last, depth)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Return at most `count` disjoint sample ranges of about equal bytes, for as many writers.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .plan import PointInfo
+from .remote import RemotePath
 from .store import ActivationStore
 
 _FLOAT32 = 4
@@ -114,7 +115,8 @@ def info(store: ActivationStore) -> StoreInfo:
         )
         for name, column in store.labels.items()
     }
-    size = _bytes_below(str(store.path))
+    place = store.path
+    size = place.bytes_below() if isinstance(place, RemotePath) else _bytes_below(str(place))
     return StoreInfo(
         path=str(store.path),
         schema_version=store.schema_version,

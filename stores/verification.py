@@ -12,12 +12,13 @@ import numpy as np
 
 from .buffers import aligned_empty, bytes_of
 from .checksum import TRAILER
+from .chunkfiles import has_its_size, read_block
 from .errors import DamagedChunkError, StoreError
+from .handles import size_of
 from .labels import digest, read_label, starts_of
 from .layout import StoredArray
 from .origin import canonical_json, sha256
 from .ranges import samples_holding
-from .reading import read_chunk
 from .store import ActivationStore
 from .zarrjson import read_column
 
@@ -31,9 +32,9 @@ class Damage:
     Attributes:
         point: its point, stream (kind "ids" and "modality") or column (kind "metadata").
         kind: "tokens", "pooled", "ids", "modality" or "metadata".
-        chunk: index of the chunk; 0 for metadata.
-        rows: first row and the one after the last.
-        samples: first sample with a row in the chunk and the one after the last.
+        chunk: index of the chunk (or shard); 0 for metadata.
+        rows: first row and the one after the last; in a shard, those of its first damaged chunk.
+        samples: first sample with one of these rows and the one after the last.
         reason: what is wrong.
     """
 
@@ -54,7 +55,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found: how many committed chunks it checked of how many, their bytes, and the damage."""
+    """What `verify` found: committed chunks (or shards) checked, of how many, their bytes, the damage."""
 
     ok: bool
     chunks_checked: int
@@ -118,16 +119,26 @@ def _check_chunk(
 ) -> Damage | None:
     spec, log = array.spec, store.commits(array)
     scratch: np.ndarray | None = getattr(buffers, "scratch", None)
-    if scratch is None or scratch.nbytes < spec.chunk_bytes:
-        scratch = buffers.scratch = aligned_empty(spec.chunk_bytes)
+    if scratch is None or scratch.nbytes < spec.block_bytes:
+        scratch = buffers.scratch = aligned_empty(spec.block_bytes)
+    content, file = bytes_of(scratch)[: spec.block_bytes], spec.chunk_file(store.path, chunk)
+    start, stop = spec.rows_of(chunk)
+    reason = None
     try:
         record = log.record(chunk)
-        reason = read_chunk(spec.chunk_file(store.path, chunk), bytes_of(scratch)[: spec.chunk_bytes], record)
     except DamagedChunkError:
         reason = "its commit record is damaged"
+    else:
+        for block in range(start // spec.block_rows, -(-stop // spec.block_rows)):
+            reason = read_block(file, spec, block, content, record)
+            if reason is not None:
+                start, stop = spec.rows_of_block(block)
+                break
+        else:
+            if not has_its_size(spec, store.path, chunk, log):
+                reason = f"its file has {size_of(file)} bytes, expected {record.bytes}"
     if reason is None:
         return None
-    start, stop = spec.rows_of(chunk)
     samples = samples_holding(store.bounds(array), start, stop)
     return Damage(array.owner, array.kind, chunk, (start, stop), samples, reason)
 
@@ -137,7 +148,7 @@ def _damaged_metadata(store: ActivationStore) -> Iterator[Damage]:
     plan = store.plan
 
     def sample_ids() -> bool:
-        fresh = ActivationStore.open(store.path)
+        fresh = ActivationStore.open(str(store.path))
         planned: str = plan["sample_ids"]
         return sha256(canonical_json(fresh.samples)) == planned
 

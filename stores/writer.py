@@ -12,13 +12,14 @@ from typing import Self
 
 import numpy as np
 
-from .checksum import TRAILER
+from .chunkfiles import has_its_size
 from .chunkwriter import ChunkWriter, Committer
 from .commits import CommitLog
 from .durable import is_temporary
 from .errors import StoreError, disk_error, unknown_name
 from .layout import Header, StoredArray
 from .owner import claim, release
+from .remote import local
 from .values import checked_column, checked_rows
 
 
@@ -95,12 +96,11 @@ class Writer:
         starts = np.arange(spec.n_chunks) * spec.chunk_rows
         owned: np.ndarray = (starts >= bounds[self.first]) & (starts < bounds[self.last])
         for chunk in np.flatnonzero(owned & log.committed).tolist():
-            file = spec.chunk_file(self._root, chunk)
-            if not file.is_file() or file.stat().st_size != spec.chunk_bytes + TRAILER:
+            if not has_its_size(spec, self._root, chunk, log):
                 log.withdraw(chunk)
                 self.withdrawn.append((spec.path, chunk))
         wanted: np.ndarray = owned & ~log.committed
-        _remove_temporaries(log.folder, owned)
+        _remove_temporaries(local(log.folder), owned)
         if len(spec.shape) == 1:
             _remove_temporaries(spec.chunk_file(self._root, 0).parent, owned)
         else:

@@ -1,7 +1,8 @@
 """The part of the Zarr v3 specification that schema 1 uses: group and array metadata, small whole arrays.
 
-Arrays have unsharded chunks over the full width, codecs `[bytes little, crc32c]`, fill value 0 and the
-default chunk keys `c/<k>/0`. https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
+Arrays have chunks over the full width, fill value 0 and the default chunk keys `c/<k>/0`. Codecs: `[bytes
+little, crc32c]`; with blosc between them in profile "archive"; in shards, indexed at the end, in "sharded".
+https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from .buffers import bytes_of
 from .checksum import TRAILER, crc32c, trailer
 from .errors import DamagedChunkError, StoreError
+from .remote import P, Place
 
 METADATA = "zarr.json"
 MAX_CHUNK_BYTES = 16 * 2**20
@@ -26,12 +28,20 @@ MAX_CHUNK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One chunked array: where it is, its shape, dtype name, and rows a chunk."""
+    """One chunked array: where it is, its shape, dtype name, and rows a chunk.
+
+    Attributes:
+        chunk_rows: rows a chunk of the grid, which is a file: a shard where `inner_rows` is set.
+        inner_rows: rows a chunk inside a shard; 0 where the array is not sharded.
+        compressed: whether chunks are byte-shuffled and compressed with zstd.
+    """
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     chunk_rows: int
+    inner_rows: int = 0
+    compressed: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -48,11 +58,35 @@ class ArraySpec:
         """How many chunks hold all rows."""
         return -(-self.shape[0] // self.chunk_rows)
 
+    @property
+    def block_rows(self) -> int:
+        """Rows that are read and checked at a time: a chunk, or one inside a shard."""
+        return self.inner_rows or self.chunk_rows
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of those rows, as they are in memory."""
+        return self.block_rows * self.row_bytes
+
+    @property
+    def parts(self) -> int:
+        """Blocks a file."""
+        return self.chunk_rows // self.block_rows
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks hold all rows."""
+        return -(-self.shape[0] // self.block_rows)
+
+    def rows_of_block(self, block: int) -> tuple[int, int]:
+        """Return the first row of a block and the row after its last."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.shape[0])
+
     def rows_of(self, chunk: int) -> tuple[int, int]:
         """Return the first row of a chunk and the row after its last."""
         return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0])
 
-    def chunk_file(self, root: Path, chunk: int) -> Path:
+    def chunk_file(self, root: P, chunk: int) -> P:
         """Return the file of a chunk in the store at `root`."""
         return root.joinpath(self.path, "c", str(chunk), *("0" for _ in self.shape[1:]))
 
@@ -65,7 +99,6 @@ def group_json(attributes: Mapping[str, Any] | None = None) -> bytes:
 def array_json(spec: ArraySpec, attributes: Mapping[str, Any] | None = None) -> bytes:
     """Return the metadata document of an array."""
     kind = np.dtype(spec.dtype)
-    little = {"configuration": {"endian": "little"}} if kind.itemsize > 1 else {}
     chunk_shape = [spec.chunk_rows, *spec.shape[1:]]
     return _json(
         {
@@ -76,17 +109,39 @@ def array_json(spec: ArraySpec, attributes: Mapping[str, Any] | None = None) -> 
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0.0 if kind.kind == "f" else 0,
-            "codecs": [{"name": "bytes"} | little, {"name": "crc32c"}],
+            "codecs": _codecs(spec),
             "attributes": dict(attributes or {}),
         }
     )
+
+
+BLOSC = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
+"""Byte shuffle and zstd in the container that every Zarr v3 implementation reads."""
+
+
+def _codecs(spec: ArraySpec) -> list[dict[str, Any]]:
+    size = np.dtype(spec.dtype).itemsize
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    plain: list[dict[str, Any]] = [little if size > 1 else {"name": "bytes"}]
+    if spec.compressed:
+        plain.append({"name": "blosc", "configuration": {**BLOSC, "typesize": size}})
+    plain.append({"name": "crc32c"})
+    if not spec.inner_rows:
+        return plain
+    shards = {
+        "chunk_shape": [spec.inner_rows, *spec.shape[1:]],
+        "codecs": plain,
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return [{"name": "sharding_indexed", "configuration": shards}]
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Place) -> dict[str, Any]:
     """Return the `zarr.json` of a group or array.
 
     Raises:
@@ -117,7 +172,7 @@ def column_files(path: str, values: np.ndarray, attributes: Mapping[str, Any]) -
         yield spec.chunk_file(Path(), chunk).as_posix(), content + trailer(crc32c(content))
 
 
-def column_spec(root: Path, path: str) -> tuple[ArraySpec, dict[str, Any]]:
+def column_spec(root: Place, path: str) -> tuple[ArraySpec, dict[str, Any]]:
     """Return the spec and the attributes of an array written by `column_files`."""
     document = read_metadata(root / path)
     chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
@@ -125,7 +180,7 @@ def column_spec(root: Path, path: str) -> tuple[ArraySpec, dict[str, Any]]:
     return spec, document["attributes"]
 
 
-def read_column(root: Path, path: str) -> tuple[np.ndarray, dict[str, Any]]:
+def read_column(root: Place, path: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the values (read-only) and attributes of an array written by `column_files`.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import keyword
 import os
 import sys
 import types
@@ -28,6 +29,8 @@ COMMANDS = {
     "info": "what a store holds: shape, bytes, provenance, labels",
     "verify": "check a store's chunks against their checksums",
     "repair": "withdraw damaged chunks, so that extraction rewrites only them",
+    "import": "a store from HDF5, npy, npz, safetensors or raw files",
+    "export": "a store's rows as HDF5, npy, npz, safetensors or raw files",
     "cov": "stream a hook point's mean and covariance",
     "align": "modes of a modal store and their alignment with a text store",
     "ablate": "remove modes at the adapter and measure the change of the decoder's loss",
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = did_you_mean(name, COMMANDS)
         print(f"modegap: error: no command {name!r}{hint}; see modegap --help", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"modegap._commands.{name}")
+    module = importlib.import_module(f"modegap._commands.{name}{'_' * keyword.iskeyword(name)}")
     try:
         configs, as_json, quiet = _parse(name, module.CONFIGS, rest)
     except SystemExit as stop:  # argparse has printed the usage or the help

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, Writer
+from modegap.stores.plan import Profile
 
 LENGTHS = np.array([3, 0, 7, 1, 12, 4, 4, 0, 9, 2, 5, 6, 1, 8, 3, 10, 2, 2, 7, 5])
 
 
-def small_plan(n: int = 20, chunk_bytes: int = 96, **provenance: object) -> StorePlan:
+def small_plan(
+    n: int = 20, chunk_bytes: int = 96, profile: Profile = "raw", **provenance: object
+) -> StorePlan:
     """Points of different widths, token and pooled rows, two streams; chunks of a few rows."""
     lengths = np.resize(LENGTHS, n)
     return StorePlan(
@@ -29,6 +32,8 @@ def small_plan(n: int = 20, chunk_bytes: int = 96, **provenance: object) -> Stor
         labels={"class": ["cat", "dog"] * (n // 2), "score": [0.5 * i if i % 3 else None for i in range(n)]},
         provenance={"model": "tiny", **provenance},
         chunk_bytes=chunk_bytes,
+        profile=profile,
+        shard_bytes=3 * chunk_bytes,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from modegap.stores import (
     ActivationStore,
     NotCommittedError,
     PointPlan,
+    SampleRows,
     StoreBusyError,
     StoreError,
     StorePlan,
+    durable,
+    publishing,
     verify,
 )
+from modegap.stores.commits import CommitLog, CommitRecord
 
 
 class Crash(BaseException):
@@ -115,18 +121,81 @@ def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     kinds = ["commit" if target.startswith(str(record)) else "chunk" for _, target in steps]
     assert [name for name, _ in steps if name != "rename"] == [
         "fsync",
-        "replace",
         "fsync",
+        "replace",
         "fsync",
         "link",
         "fsync",
     ]
-    assert kinds == ["chunk"] * 3 + ["commit"] * 3
+    # The record is prepared early, but linked to its name only once the chunk's name is on the disk.
+    assert kinds == ["chunk", "commit", "chunk", "chunk", "commit", "commit"]
     assert steps[0][1].endswith(".tmp")
-    assert steps[1][1] == str(rows / "0")
-    assert steps[2][1] == str(rows)
+    assert steps[1][1].endswith(".tmp")
+    assert steps[2][1] == str(rows / "0")
+    assert steps[3][1] == str(rows)
     assert steps[4][1] == str(record / "0.json")
     assert steps[5][1] == str(record)
+    parents = [target for name, target in log if name == "fsync"]
+    assert parents.index(str(rows.parent)) < parents.index(str(record))
+
+
+def test_chunks_that_wait_together_share_the_syncs_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = StorePlan({"p": PointPlan(4, "pooled")}, [str(i) for i in range(8)], chunk_bytes=8)
+    store = ActivationStore.create(tmp_path / "s.zarr", plan)
+    folders: list[str] = []
+    everyone_waits = threading.Barrier(4)
+    original = durable.sync_folder
+
+    def sync(folder: Path) -> None:
+        folders.append(folder.relative_to(store.path).as_posix())
+        original(folder)
+
+    def stage(self: CommitLog, chunk: int, record: CommitRecord) -> Path:
+        staged = original_stage(self, chunk, record)
+        everyone_waits.wait(10)
+        return staged
+
+    original_stage = CommitLog.stage
+    monkeypatch.setattr(publishing, "sync_folder", sync)
+    monkeypatch.setattr(CommitLog, "stage", stage)
+    with store.writer(depth=4) as writer:
+        for sample in range(8):
+            writer.put(sample, {"p": SampleRows(pooled=np.full(4, sample, np.float16))})
+    assert verify(store).ok
+    assert store.n_complete == 8
+    assert sorted(name for name in folders if name.count("/") == 4) == [
+        f"pooled/p/rows/c/{k}" for k in range(8)
+    ]
+    assert 1 <= folders.count("_commit/pooled/p/rows") == folders.count("pooled/p/rows/c") <= 8
+
+
+@pytest.mark.parametrize("failing", ["link", "sync"])
+def test_a_failure_in_a_group_stays_with_its_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    plan = small_plan()
+    store = ActivationStore.create(tmp_path / "s.zarr", plan)
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        link = os.link
+        if failing == "link":
+            patch.setattr(os, "link", lambda new, path: broken() if "/llm/" in str(path) else link(new, path))
+        else:
+            patch.setattr(publishing, "sync_folder", broken)
+        with pytest.raises(StoreError, match="check the disk, then resume"), store.writer() as writer:
+            fill(writer, plan)
+    assert not list(store.path.rglob("*.tmp"))
+    reader = ActivationStore.open(store.path, "r+")
+    assert verify(reader).ok
+    assert reader.n_complete < 20
+    with reader.writer() as writer:
+        fill(writer, plan)
+    assert files_of(store.path) == files_of(make_store(tmp_path / "whole.zarr", plan).path)
 
 
 def test_a_committed_chunk_is_refused_to_a_second_writer(tmp_path: Path) -> None:

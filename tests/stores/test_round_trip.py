@@ -198,9 +198,9 @@ def test_the_reader_keeps_one_chunk(store: ActivationStore, monkeypatch: pytest.
     from modegap.stores import reading
 
     made, loaded = [], []
-    allocate, load = reading.aligned_empty, reading.read_chunk
+    allocate, load = reading.aligned_empty, reading.read_block
     monkeypatch.setattr(reading, "aligned_empty", lambda *size: made.append(size) or allocate(*size))
-    monkeypatch.setattr(reading, "read_chunk", lambda *given: loaded.append(given[0]) or load(*given))
+    monkeypatch.setattr(reading, "read_block", lambda *given: loaded.append(given[0]) or load(*given))
     rows = ActivationStore.open(store.path).rows("llm_final")
     for row in range(rows.shape[0]):
         rows.read(row, row + 1)

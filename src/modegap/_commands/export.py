@@ -1,0 +1,59 @@
+"""`modegap export STORE OUT`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from modegap.analyses.table import Table
+from modegap.engine.interchange import Format, export_store
+from modegap.stores import ActivationStore
+
+from .output import Output, size
+
+if TYPE_CHECKING:
+    from modegap._console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to export.
+
+    Attributes:
+        store: folder of the store.
+        out: file to write (.h5, .npz, .safetensors), or folder (format npy or raw).
+        format: what to write, where the name does not say.
+        points: hook points; all that have these rows unless given.
+        rows: `pooled` or `tokens`; pooled unless given, where the store has them.
+    """
+
+    store: str
+    out: str
+    format: Format | None = None
+    points: tuple[str, ...] | None = None
+    rows: Literal["pooled", "tokens"] | None = None
+
+
+CONFIGS = (Config,)
+
+
+def run(config: Config, console: Console) -> Output:
+    """Write a store's true values as arrays for other tools."""
+    store = ActivationStore.open(config.store)
+    with console.progress("export", unit="B") as advance:
+        path = export_store(
+            store,
+            config.out,
+            format=config.format,
+            points=config.points,
+            rows=config.rows,
+            progress=advance,
+        )
+    written = _bytes(path)
+    table = Table(str(path), ["samples", "bytes"], [(len(store.samples), size(written))])
+    return Output([table], {"out": str(path), "samples": len(store.samples), "bytes": written})
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else (path,)))

@@ -1,0 +1,217 @@
+"""The files behind chunks: plain, compressed, or several chunks in a shard with an index at its end.
+
+A shard is its chunks, each with its checksum, then offset and size of each (two uint64, both 2**64 - 1 for a
+chunk that is not there), then the checksum of that index.
+https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from .checksum import PIECE, TRAILER, combine, crc32c, trailer
+from .commits import CommitLog, CommitRecord
+from .errors import DamagedChunkError
+from .handles import Handle, opened, size_of
+from .remote import Place, RemotePath
+from .zarrjson import BLOSC, ArraySpec
+
+_MISSING = 2**64 - 1
+_ENTRY = 16
+
+
+def encode(spec: ArraySpec, content: memoryview, rows: int) -> Encoded:
+    """Return the file of a chunk (or shard) whose first `rows` rows are data, the others zero."""
+    return Encoded(spec, content, -(-rows // spec.block_rows))
+
+
+class Encoded:
+    """What a file holds; iterate once, then ask for the sums.
+
+    Attributes:
+        bytes: size of the file.
+        crc32c: checksum of the rows.
+        inner: in a shard, that of each chunk.
+    """
+
+    def __init__(self, spec: ArraySpec, content: memoryview, blocks: int) -> None:
+        """Use `encode` instead."""
+        self._spec, self._content, self._blocks = spec, content, blocks
+        self.bytes, self.crc32c = 0, 0
+        self.inner: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        """Yield the file in pieces, each summed just before it is written, while it is in the cache."""
+        size = self._spec.block_bytes
+        index = np.full(2 * self._spec.parts, _MISSING, "<u8")
+        for block in range(self._blocks):
+            index[2 * block] = self.bytes
+            for piece in self._block(self._content[block * size : (block + 1) * size]):
+                self.bytes += len(piece)
+                yield piece
+            index[2 * block + 1] = self.bytes - int(index[2 * block])
+        if self._spec.inner_rows:
+            entries = index.tobytes()
+            yield entries + trailer(crc32c(entries))
+            self.bytes += len(entries) + TRAILER
+
+    def _block(self, content: memoryview) -> Iterator[memoryview | bytes]:
+        found = 0
+        if self._spec.compressed:
+            packed = _blosc(np.dtype(self._spec.dtype)).encode(content)
+            found = crc32c(content)
+            yield packed
+            yield trailer(crc32c(packed))
+        else:
+            for at in range(0, len(content), PIECE):
+                piece = content[at : at + PIECE]
+                found = crc32c(piece, found)
+                yield piece
+            yield trailer(found)
+        if self._spec.inner_rows:
+            self.crc32c = combine(self.crc32c, found, len(content)) if self.inner else found
+            self.inner = (*self.inner, found)
+        else:
+            self.crc32c = found
+
+
+def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
+    """Return the size of a chunk's (or shard's) file as `encode` writes it; None where it is compressed."""
+    if spec.compressed:
+        return None
+    start, stop = spec.rows_of(chunk)
+    index = spec.parts * _ENTRY + TRAILER if spec.inner_rows else 0
+    return -(-(stop - start) // spec.block_rows) * (spec.block_bytes + TRAILER) + index
+
+
+def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bool:
+    """Return whether the file of a committed chunk exists and has the size that it was written with."""
+    try:
+        size = size_of(spec.chunk_file(root, chunk))
+        return size == (file_bytes(spec, chunk) or log.record(chunk).bytes)
+    except (FileNotFoundError, DamagedChunkError):
+        return False
+
+
+def read_block(
+    file: Place,
+    spec: ArraySpec,
+    block: int,
+    content: memoryview,
+    record: CommitRecord | None,
+    threads: int = 1,
+) -> str | None:
+    """Fill `content` with a block's rows, padding included; return None if it is intact, else what is wrong.
+
+    Its bytes must match the checksum behind them in the file, and its rows, where there is one, the commit
+    record. `threads` share the work on uncompressed rows.
+    """
+
+    def read(handle: Handle) -> str | None:
+        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
+        expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
+        if expected is not None and not spec.inner_rows and size != expected:
+            return f"its file has {size} bytes, expected {expected}"
+        place = _place(handle, spec, block, size)
+        if isinstance(place, str):
+            return place
+        found = _read_rows(handle, spec, *place, content, threads)
+        if isinstance(found, str):
+            return found
+        inner = () if record is None else record.inner
+        recorded = inner[block % spec.parts] if inner else record.crc32c if record is not None else found
+        return None if found == recorded else "its content does not match the checksum of its commit record"
+
+    return _said(file, read)
+
+
+def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
+    """Return what `read` says of an open file, or why it cannot be read."""
+    try:
+        with opened(file) as handle:
+            return read(handle)
+    except FileNotFoundError:
+        return "its file is missing"
+    except OSError as error:
+        return f"its file cannot be read ({error.strerror or error})"
+
+
+def _place(handle: Handle, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
+    """Return offset and size (checksum included) of a block in its file of `size` bytes, or what is wrong."""
+    if not spec.inner_rows:
+        return 0, size
+    length = spec.parts * _ENTRY
+    index = handle.read_range(max(size - length - TRAILER, 0), length + TRAILER)
+    if len(index) != length + TRAILER or trailer(crc32c(index[:length])) != index[length:]:
+        return "the index of its shard does not match the checksum stored with it"
+    at = block % spec.parts * 2
+    offset, nbytes = np.frombuffer(index[:length], "<u8")[at : at + 2].tolist()
+    if (offset, nbytes) == (_MISSING, _MISSING):
+        return 0, 0
+    if offset + nbytes > size - length - TRAILER or nbytes < TRAILER:
+        return "the index of its shard points outside the shard"
+    return offset, nbytes
+
+
+def _read_rows(
+    handle: Handle, spec: ArraySpec, offset: int, nbytes: int, content: memoryview, threads: int
+) -> int | str:
+    """Fill `content` from a place in a file and return the checksum of its rows, or what is wrong."""
+    if nbytes == 0:
+        content[:] = bytes(len(content))
+        return crc32c(content)
+    if spec.compressed:
+        data = handle.read_range(offset, nbytes)
+        packed = data[:-TRAILER]
+        if trailer(crc32c(packed)) != data[-TRAILER:]:
+            return "its content does not match the checksum stored with it"
+        try:
+            _blosc(np.dtype(spec.dtype)).decode(packed, content)
+        except (RuntimeError, ValueError) as error:
+            return f"its content cannot be decompressed ({error})"
+        return crc32c(content)
+    if nbytes != len(content) + TRAILER:
+        return f"it has {nbytes} bytes, expected {len(content) + TRAILER}"
+    found = handle.fill(content, offset, threads)
+    if found is None:
+        return "its file was cut short while it was read"
+    if handle.read_range(offset + len(content), TRAILER) != trailer(found):
+        return "its content does not match the checksum stored with it"
+    return found
+
+
+def read_part(file: Place, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
+    """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them."""
+
+    def read(handle: Handle) -> str | None:
+        place = _place(handle, spec, block, handle.size() if spec.inner_rows else 1)
+        if isinstance(place, str):
+            return place
+        if place[1] == 0:
+            content[:] = bytes(len(content))
+            return None
+        filled = handle.fill_unchecked(content, place[0] + first * spec.row_bytes)
+        return None if filled else "its file ends early"
+
+    return _said(file, read)
+
+
+class _Codec:
+    """numcodecs' blosc, imported when the first compressed chunk is met."""
+
+    def __init__(self, itemsize: int) -> None:
+        from numcodecs.blosc import SHUFFLE, Blosc
+
+        self._blosc = Blosc(BLOSC["cname"], BLOSC["clevel"], SHUFFLE, typesize=itemsize)
+
+    def encode(self, content: memoryview) -> bytes:
+        return bytes(self._blosc.encode(content))
+
+    def decode(self, packed: bytes, content: memoryview) -> None:
+        self._blosc.decode(packed, out=content)
+
+
+def _blosc(dtype: np.dtype) -> _Codec:
+    return _Codec(dtype.itemsize)

@@ -1,0 +1,89 @@
+"""An open file of a store, local or remote: what reading a block asks of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from .remote import Place, RemotePath
+from .summing import read_summed
+
+
+class Handle(Protocol):
+    """An open file."""
+
+    def size(self) -> int:
+        """Return its size in bytes."""
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Return some of its bytes, as many as there are."""
+
+    def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
+        """Fill `content` from `offset` on and return its CRC-32C; None if the file ends before."""
+
+    def fill_unchecked(self, content: memoryview, offset: int) -> bool:
+        """Fill `content` from `offset` on; return whether the file was long enough."""
+
+
+class _Local:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
+        return read_summed(self._descriptor, content, offset, threads)
+
+    def fill_unchecked(self, content: memoryview, offset: int) -> bool:
+        return os.preadv(self._descriptor, [content], offset) == len(content)
+
+
+class _Remote:
+    def __init__(self, path: RemotePath) -> None:
+        self._path = path
+
+    def size(self) -> int:
+        return self._path.size()
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        return self._path.read_range(offset, length)
+
+    def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
+        return self._path.fill(content, offset)
+
+    def fill_unchecked(self, content: memoryview, offset: int) -> bool:
+        data = self._path.read_range(offset, len(content))
+        content[: len(data)] = data
+        return len(data) == len(content)
+
+
+@contextmanager
+def opened(file: Place) -> Iterator[Handle]:
+    """Yield an open file.
+
+    Raises:
+        OSError: there is none, or it cannot be opened.
+    """
+    if isinstance(file, RemotePath):
+        yield _Remote(file)
+        return
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        yield _Local(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def size_of(file: Place) -> int:
+    """Return the size of a file.
+
+    Raises:
+        OSError: there is none, or its size cannot be told.
+    """
+    return file.size() if isinstance(file, RemotePath) else file.stat().st_size

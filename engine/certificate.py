@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modegap.kernels import KernelPath
 
-_PACKAGES = ("modegap", "torch", "numpy", "scipy", "triton", "cupy-cuda12x", "zarr", "transformers")
+_PACKAGES = (
+    "modegap",
+    "torch",
+    "numpy",
+    "scipy",
+    "triton",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "zarr",
+    "transformers",
+)
 
 
 @cache

@@ -115,6 +115,7 @@ class _Run:
         found = self._reduce(self.inputs.modal, self.inputs.point, self._moments())
         n, certificate, mean = found.count, found.certificate, found.mean.cpu().numpy()
         audit_error = found.audit_error
+        assert audit_error is not None  # Moments audits unless told not to
         variance = found.covariance.diagonal().cpu().numpy().copy()
         covariance = found.covariance
         del found  # the eigensolver overwrites the covariance: nothing else may hold a second one

@@ -41,7 +41,8 @@ def test_a_saved_model_loads_the_same(family: str, tmp_path: Path) -> None:
     for each in (made, loaded):
         with Capturer(each, each.select(["llm_final"])) as capture:
             blocks.append(capture(each.collate(batch))["llm_final"].x)
-    assert torch.equal(*blocks)
+    # the same weights; another attention backend or allocation may round differently
+    torch.testing.assert_close(*blocks, rtol=1e-4, atol=1e-5)
     assert load(str(tmp_path), dtype="bfloat16").dtype == torch.bfloat16
 
 

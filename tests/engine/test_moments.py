@@ -176,7 +176,7 @@ def test_two_rows_and_constant_channels():
     result = moments.finalize()
     assert result.covariance.tolist() == [[2.0, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert result.mean.tolist() == [2.0, 5.0, 0.0]
-    assert result.std.tolist() == [2**0.5, 0.0, 0.0]
+    assert result.std.tolist() == pytest.approx([2**0.5, 0.0, 0.0], rel=1e-15)
     assert result.audit_error == 0.0
 
 
@@ -283,7 +283,7 @@ def test_certificate_round_trip():
     facts = certificate.to_json()
     assert Certificate(**facts) == certificate
     assert facts["n_over_d"] == 50 / WIDTH
-    assert facts["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(facts["versions"]["torch"].partition("+")[0])
 
 
 def test_batch_helpers():

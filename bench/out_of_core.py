@@ -9,8 +9,8 @@ Cases run in turn, every one in a process of its own, `--rounds` times: the rati
 - numpy, store: the same loop through this store's own reader.
 - align: `align` over two such stores, for its peak memory.
 
-Errors are max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over 64 seeded channels, S64 from the same rows in fp64. Writes
-bench/results/out_of_core.json.
+Errors are max |S_ij - S64_ij| / sqrt(S64_ii S64_jj) over 64 seeded channels and the massive ones, S64 from the
+same rows in fp64. Writes bench/results/out_of_core.json.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 4096
 AUDITED = 64
+SEEDS = (0, 1)
 TARGET_RATIO = 0.70
 TARGET_RSS_GB = 1.6
 LOOPS = ("numpy, zarr", "numpy, store")
@@ -129,10 +130,11 @@ def _error(covariance: np.ndarray, modal: Path) -> float:
     from modegap.engine.moments.audit import audit_error, audited
     from modegap.stores import ActivationStore
 
-    from .synthetic import POINT
+    from .synthetic import POINT, Law
 
     rows = ActivationStore.open(modal).rows(POINT)
-    index = audited(rows.shape[1], AUDITED, 0)
+    massive = torch.from_numpy(Law.draw(rows.shape[1], SEEDS[0]).massive())
+    index = torch.cat([audited(rows.shape[1], AUDITED, 0), massive]).unique()
     columns = torch.empty((rows.shape[0], len(index)), dtype=torch.float64)
     for k in range(rows.n_chunks):
         start, values, scale = rows.chunk(k)
@@ -202,13 +204,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "out_of_core.json")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    stores = [options.dir.resolve() / f"{options.rows}x{options.width}-{seed}.zarr" for seed in (0, 1)]
+    stores = [options.dir.resolve() / f"{options.rows}x{options.width}-{seed}.zarr" for seed in SEEDS]
     if options.case:
         _child(options.case, *stores)
         return
     options.dir.mkdir(parents=True, exist_ok=True)
     size = ["--rows", str(options.rows), "--width", str(options.width)]
-    for seed, store in enumerate(stores):
+    for seed, store in zip(SEEDS, stores, strict=True):
         print(_run("bench.synthetic", *size, "--out", str(store), "--seed", str(seed)), end="")
     records = []
     for turn in range(options.rounds):

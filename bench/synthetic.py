@@ -44,6 +44,10 @@ class Law:
         factors = 0.3 * spread * rng.standard_normal((FACTORS, width))
         return cls(*(np.asarray(part, dtype=np.float32) for part in (spread, mean, factors)))
 
+    def massive(self) -> np.ndarray:
+        """Indices of the massive channels."""
+        return np.flatnonzero(np.abs(self.mean) > 0.5 * MASSIVE_RATIO * self.spread)
+
     def rows(self, count: int, seed: int, sample: int) -> np.ndarray:
         """The rows of one sample, float32 [count, d]."""
         rng = np.random.Generator(np.random.SFC64([seed, sample]))

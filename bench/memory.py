@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
     On the host memory that the process freed but kept is used again unseen, so small numbers are low; None
     where the system does not tell (Linux does).
     """
-    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -17,6 +17,9 @@ from .registry import WIDTHS, select
 
 Report = dict[str, Any]
 
+LEAST = 64
+"""Width: the cases take up to 64 modes."""
+
 
 def run(
     device: Device = "cpu",
@@ -38,11 +41,11 @@ def run(
         say: called with a line for every record.
 
     Raises:
-        ValueError: an unknown family, a width below 8, or no GPU where one was asked for.
+        ValueError: an unknown family, a width below 64, or no GPU where one was asked for.
     """
     families = select(device, names)
-    if any(width < 8 for width in widths):
-        raise ValueError(f"widths: got {min(widths)}, expected at least 8")
+    if any(width < LEAST for width in widths):
+        raise ValueError(f"widths: got {min(widths)}, expected at least {LEAST}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: got cuda, but torch sees no GPU here; take --device cpu")
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ the published figures come from: it interleaves the providers and measures the c
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -20,8 +21,10 @@ from bench.registry import Family, select
 
 DEVICE = os.environ.get("MODEGAP_BENCH_DEVICE", "cpu")
 WIDTH = int(os.environ.get("MODEGAP_BENCH_WIDTH", "1024"))
-PROBE_WIDTH = 32
-"""A case's providers are known once it is built; building it this narrow takes milliseconds."""
+PROBE_WIDTH = 512
+"""A case's providers are known once it is built, which is quick at this width."""
+SECONDS = 10.0
+"""At most, for the rounds of one provider."""
 
 
 @lru_cache(maxsize=1)  # one family's inputs in memory at a time: tests run in the order of the families
@@ -30,7 +33,7 @@ def built(family: Family) -> dict[str, Case]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    width = PROBE_WIDTH if DEVICE == "cpu" else WIDTH
+    width = min(PROBE_WIDTH, WIDTH) if DEVICE == "cpu" else WIDTH
     found = [
         (family, case.name, provider)
         for family in select(DEVICE)
@@ -48,7 +51,10 @@ def test_provider(family: Family, case: str, provider: str, benchmark: Callable[
     if provider not in measured.providers:
         pytest.skip(measured.missing[provider])
     calls = measured.providers[provider]
-    error = measured.error(calls[0]())
+    start = time.perf_counter()
+    first = calls[0]()
+    took = time.perf_counter() - start
+    error = measured.error(first)
     if provider not in measured.inaccurate:
         assert error <= measured.tolerance
     benchmark.group = f"{case}, width {WIDTH}"
@@ -60,4 +66,4 @@ def test_provider(family: Family, case: str, provider: str, benchmark: Callable[
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.pedantic(call, rounds=measured.repeats, warmup_rounds=1)
+    benchmark.pedantic(call, rounds=max(1, min(measured.repeats, int(SECONDS / took))))

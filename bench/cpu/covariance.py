@@ -92,7 +92,7 @@ def _distance(want: np.ndarray) -> Callable[[object], float]:
 
 
 def gram_cases(d: int) -> Iterator[Case]:
-    """The update inside a covariance: rows staged already, one block added to a master."""
+    """The update inside a covariance: rows staged already, one block of 2,048 added to a master."""
     from modegap.kernels import covariance_update
 
     n = min(2048, rows_of(d))
@@ -112,7 +112,7 @@ def gram_cases(d: int) -> Iterator[Case]:
         return [lambda x=x: call(x) for x in over]
 
     yield Case(
-        "Gram update (2048 rows)",
+        "Gram update",
         d,
         {
             "modegap precise": fixed(ours),

@@ -10,7 +10,7 @@ BLOCK = 2048
 
 
 def rows_of(d: int) -> int:
-    """Rows of a case: 8,192, fewer at widths that only tests use."""
+    """Rows of a case: 8,192, fewer where a width is narrow."""
     return min(8192, 8 * d)
 
 

@@ -15,7 +15,7 @@ from .data import F32, basis, normal, relative, rows_of
 
 def segment_cases(d: int) -> Iterator[Case]:
     """Gradient norms with 64 projections, and the masked mean, of 16 samples of 256 positions."""
-    B, T, K = 16, 256, min(64, d)
+    B, T, K = 16, 256, 64
     inputs = [normal(B * T, d, seed=seed) for seed in range(2)]
     ends = torch.arange(B + 1) * T
     U = basis(d, K).float()
@@ -102,7 +102,7 @@ def staging_cases(d: int) -> Iterator[Case]:
 
 def ghost_cases(d: int) -> Iterator[Case]:
     """Per-sample norms of a d x d weight's gradient, 4 samples of 512 positions in fp32."""
-    B, T = 4, min(512, 4 * d)
+    B, T = 4, 512
     pairs = [
         (normal(B, T, d, seed=seed).float(), normal(B, T, d, seed=seed + 9).float() * 0.01)
         for seed in range(2)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 Record = Mapping[str, Any]
 State = Literal["met", "missed", "not measured"]
+CHIP = "H100"
+"""The goals hold for this GPU only."""
 WIDTH = 4096
 """Where a goal is stated; at other widths 10% less will do, and none is set for times."""
 

@@ -21,6 +21,8 @@ from .memory import peak_bytes
 Call = Callable[[], object]
 Device = Literal["cpu", "cuda"]
 Record = dict[str, object]
+SLOW_MS = 5e3
+"""A provider that takes longer is not called again for its memory."""
 OURS = "modegap"
 """What the names of our own providers begin with."""
 
@@ -136,7 +138,7 @@ def _timed(
             record["tflops"] = case.flops / ms / 1e9
         if case.bytes:
             record["gb_per_s"] = case.bytes / ms / 1e6
-        peak = peak_bytes(case.providers[name][0], device)
+        peak = peak_bytes(case.providers[name][0], device) if ms < SLOW_MS else None
         if peak is not None:
             record["peak_mb"] = peak / 1e6
         yield record

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .goals import GOALS, Goal, why
+from .goals import CHIP, GOALS, Goal, why
 from .saved import OURS, RESULTS, Group, Record, best, bound_by_memory, grouped, load, own
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
@@ -39,8 +39,15 @@ def section(body: Mapping[str, Any]) -> str:
     read = (
         f"Cells hold the widths {' / '.join(map(str, widths))}." if len(widths) > 1 else f"Width {widths[0]}."
     )
-    parts = [f"{_measured_on(body)} {read}", "\n".join(rows), _goals(groups), _slower(groups), _others(groups),
-             _untimed(body["results"])]  # fmt: skip
+    goals = _goals(groups) if CHIP in body["environment"].get("gpu", "") else ""
+    parts = [
+        f"{_measured_on(body)} {read}",
+        "\n".join(rows),
+        goals,
+        _slower(groups),
+        _others(groups),
+        _untimed(body["results"]),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -70,8 +77,12 @@ def _cells(name: str, group: Group, top: Mapping[str, float]) -> list[str]:
 
 def _rate(record: Record, top: Mapping[str, float]) -> str:
     if "tflops" in record and not bound_by_memory(record, top):
-        return f"{_number(record['tflops'])} TFLOP/s"
+        return _flops(record["tflops"])
     return f"{_number(record['gb_per_s'])} GB/s" if "gb_per_s" in record else "–"
+
+
+def _flops(tera: float) -> str:
+    return f"{_number(tera)} TFLOP/s" if tera >= 1 else f"{_number(tera * 1e3)} GFLOP/s"
 
 
 def _error(record: Record) -> str:
@@ -90,7 +101,7 @@ def _measured_on(body: Mapping[str, Any]) -> str:
     changed = " with uncommitted changes" if commit.endswith("+") else ""
     top = body["ceilings"]
     reached = [f"copy {_number(top['copy'] / 1e9)} GB/s"]
-    reached += [f"{rate} product {_number(top[rate] / 1e12)} TFLOP/s" for rate in top if rate != "copy"]
+    reached += [f"{rate} product {_flops(top[rate] / 1e12)}" for rate in top if rate != "copy"]
     versions = ", ".join(f"{name} {value}" for name, value in facts.items())
     return (
         f"**{machine}**: {versions}; commit `{commit.rstrip('+')}`{changed}. Ceilings: {', '.join(reached)}."
@@ -116,7 +127,7 @@ def _goals(groups: Mapping[str, Group]) -> str:
             lines.append(f"- {goal.case}, {goal}: {', '.join(open_)}{f' ({reason})' if reason else ''}.")
     if not states:
         return ""
-    met = f"Goals, at widths other than 4096 less 10%: {states.count('met')} of {len(states)} met."
+    met = f"Goals for the {CHIP}, at widths other than 4096 less 10%: {states.count('met')} of {len(states)} met."
     return "\n".join([met, "", *lines]).rstrip()
 
 

@@ -24,7 +24,7 @@ def record(
 
 def body(*records: dict[str, Any]) -> dict[str, Any]:
     return {
-        "environment": {"gpu": "Test GPU", "torch": "9.9", "commit": "abc1234+"},
+        "environment": {"gpu": "Test H100", "torch": "9.9", "commit": "abc1234+"},
         "ceilings": {"copy": 1e12, "fp16": 2e14},
         "results": list(records),
     }
@@ -44,13 +44,21 @@ def results(tmp_path: Path) -> Path:
 
 def test_table_names_machine_versions_ratio_and_misses(results: Path) -> None:
     text = readme.performance(results)
-    assert "**Test GPU**: torch 9.9; commit `abc1234` with uncommitted changes" in text
+    assert "**Test H100**: torch 9.9; commit `abc1234` with uncommitted changes" in text
     assert f"| covariance | 2 | `{PEER}` | 2.5 | 1.25x | 50 TFLOP/s | 0.50 | 1e-6 | 4e-4 *fails* |" in text
     assert f"≥ 1.4x `{PEER}`: **missed** with 1.25 at width 4096" in text
     assert "≥ 20x `torch.cov(x.float().T) * n`: **not measured** at width 4096" in text
     assert "0 of 2 met" in text
     assert "`absent` (not installed)" in text
     assert "rows" not in text
+
+
+def test_goals_are_for_one_chip() -> None:
+    made = body(record("modegap precise", 2.0), record(PEER, 2.5))
+    assert "missed" in readme.section(made)
+    made["environment"] = {"cpu": "Test CPU", "commit": "abc1234"}
+    assert "**Test CPU**" in readme.section(made)
+    assert "missed" not in readme.section(made)
 
 
 def test_slower_than_the_obvious_code_is_said() -> None:

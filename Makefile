@@ -46,6 +46,7 @@ test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.dev
+	$(BIN)/python -m pytest bench/test_bench.py --benchmark-columns=min,median,rounds --benchmark-group-by=group
 	$(BIN)/python -m bench.out_of_core
 
 lab: $(VENV)/.run

@@ -1,30 +1,48 @@
-"""How the benchmarks check and time: cases, gate, interleaved medians, ceilings.
+"""How the benchmarks check and time: cases, gate, interleaved medians, memory.
 
-Each case checks every provider against fp64 first and times none that fails its tolerance (those that are
-known to be inaccurate are timed and marked). Providers take turns over rotated random inputs; a spin kernel
-in front hides launch latency; medians. The ceilings of "fraction of floor" (copy bandwidth, fp16 and fp64
-products) are measured in the same run. Floor: the larger of bytes / copy bandwidth and flops / product rate.
+Each case calls every provider once and compares it with an fp64 oracle; one that fails its tolerance is
+reported and not timed (those known to be inaccurate, which are what people write, are timed and marked).
+Providers take turns over rotated random inputs; medians. On a GPU a spin kernel in front hides launch latency.
+Floor: the larger of bytes / copy bandwidth and flops / product rate, both measured in the same run.
 """
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
+from .memory import peak_bytes
+
 Call = Callable[[], object]
+Device = Literal["cpu", "cuda"]
+Record = dict[str, object]
+SLOW_MS = 5e3
+"""A provider that takes longer is not called again for its memory."""
+OURS = "modegap"
+"""What the names of our own providers begin with."""
 
 
 @dataclass
 class Case:
     """One operation at one size: providers by name, each a list of calls over rotated inputs.
 
-    `error` maps what the first call of a provider returns to its distance from the oracle; a provider whose
-    distance exceeds `tolerance` is not timed unless it is listed in `inaccurate`. The first provider is ours.
+    Attributes:
+        name: of the operation; the same at every width.
+        width: channels.
+        providers: the first is ours; the inputs behind the calls serve speed, memory and correctness alike.
+        error: what a provider's first call returns -> its distance from the fp64 oracle.
+        tolerance: providers beyond it are not timed unless they are in `inaccurate`.
+        bytes: that the operation must read and write; 0 where they do not matter.
+        flops: that it must spend.
+        rate: the ceiling its flops are held against: fp16, fp32 or fp64.
+        repeats: timed calls of each provider.
+        inaccurate: providers that are timed although they fail.
+        missing: provider -> why it is not here (not installed, minutes at this size).
     """
 
     name: str
@@ -37,10 +55,16 @@ class Case:
     rate: str = "fp16"
     repeats: int = 12
     inaccurate: frozenset[str] = field(default_factory=frozenset)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def floor_ms(self, top: Mapping[str, float]) -> float:
+        """Milliseconds below which the machine cannot go, by the run's ceilings."""
+        work = self.flops / top[self.rate] if self.flops else 0.0
+        return max(self.bytes / top["copy"], work) * 1e3
 
 
-def measure(providers: dict[str, list[Call]], repeats: int, warm: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of every repeat, providers interleaved."""
+def measure(providers: Mapping[str, Sequence[Call]], repeats: int, warm: int = 3) -> dict[str, list[float]]:
+    """Milliseconds on the GPU of every repeat, providers interleaved."""
     times: dict[str, list[float]] = {name: [] for name in providers}
     for turn in range(warm + repeats):
         for name, calls in providers.items():
@@ -55,86 +79,85 @@ def measure(providers: dict[str, list[Call]], repeats: int, warm: int = 3) -> di
     return times
 
 
-def ceilings() -> dict[str, float]:
-    """Copy bandwidth in bytes/s (read + write) and product rates in flop/s."""
-    blocks = [torch.randn(2**28, device="cuda").half() for _ in range(2)]
-    target = torch.empty_like(blocks[0])
-    a, b = torch.randn(8192, 8192, device="cuda").half(), torch.randn(8192, 8192, device="cuda").half()
-    c, e = torch.randn(4096, 4096, device="cuda").double(), torch.randn(4096, 4096, device="cuda").double()
-    calls: dict[str, list[Call]] = {
-        "copy": [lambda x=x: target.copy_(x) for x in blocks],
-        "fp16": [lambda: a @ b],
-        "fp64": [lambda: c @ e],
-    }
-    took = {name: statistics.median(t) / 1e3 for name, t in measure(calls, 12).items()}
-    return {
-        "copy": 4 * 2.0**28 / took["copy"],
-        "fp16": 2 * 8192.0**3 / took["fp16"],
-        "fp64": 2 * 4096.0**3 / took["fp64"],
-    }
+def measure_host(
+    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 20.0
+) -> dict[str, list[float]]:
+    """Wall milliseconds on the host of every repeat, providers interleaved.
+
+    A provider that has used up `budget_s` keeps what it has (one repeat at least): eigendecompositions take
+    minutes where products take milliseconds. The gate's call has warmed caches and thread pools.
+    """
+    times: dict[str, list[float]] = {name: [] for name in providers}
+    for turn in range(repeats):
+        for name, calls in providers.items():
+            if sum(times[name]) > budget_s * 1e3:
+                continue
+            start = time.perf_counter()
+            calls[(turn + 1) % len(calls)]()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
 
 
-def results(case: Case, top: dict[str, float]) -> list[dict[str, object]]:
-    """Gate, time, and one record a provider."""
-    errors = {}
+def results(case: Case, top: Mapping[str, float], device: Device = "cuda") -> list[Record]:
+    """Gate, time, and one record a provider: timed, failed (`failed` says why) or `missing`."""
+    errors, records = {}, []
     for name, calls in case.providers.items():
-        errors[name] = case.error(calls[0]())
-    own = next(iter(case.providers))
-    if not errors[own] <= case.tolerance:
-        raise SystemExit(
-            f"{case.name} at {case.width}: error {errors[own]:.2g} above {case.tolerance:g}; not timed"
-        )
-    timed = {
-        name: calls
-        for name, calls in case.providers.items()
-        if errors[name] <= case.tolerance or name in case.inaccurate
-    }
-    times = measure(timed, case.repeats)
-    floor = max(case.bytes / top["copy"], case.flops / top[case.rate]) * 1e3
-    others = [statistics.median(t) for name, t in times.items() if not name.startswith("modegap")]
-    records = []
-    for name, sample in times.items():
-        took = statistics.median(sample)
-        record: dict[str, object] = {
-            "case": case.name,
-            "width": case.width,
-            "provider": name,
-            "ms": took,
-            "spread_ms": [min(sample), max(sample)],
-            "error": errors[name],
-            "accurate": errors[name] <= case.tolerance,
-            "speed_over_best_obvious": min(others) / took,
-        }
+        try:
+            errors[name] = case.error(calls[0]())
+        except Exception as problem:  # a peer's defect must not end the run
+            why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+            records.append(_record(case, name, failed=why))
+            continue
+        if not errors[name] <= case.tolerance and name not in case.inaccurate:
+            why = f"error {errors[name]:.2g} above {case.tolerance:g}"
+            records.append(_record(case, name, failed=why, error=errors[name], accurate=False))
+    records += [_record(case, name, missing=why) for name, why in case.missing.items()]
+    out = {record["provider"] for record in records}
+    timed = {name: calls for name, calls in case.providers.items() if name not in out}
+    times = measure(timed, case.repeats) if device == "cuda" else measure_host(timed, case.repeats)
+    return [*_timed(case, times, errors, case.floor_ms(top), device), *records]
+
+
+def _timed(
+    case: Case,
+    times: Mapping[str, Sequence[float]],
+    errors: Mapping[str, float],
+    floor: float,
+    device: Device,
+) -> Iterator[Record]:
+    took = {name: statistics.median(sample) for name, sample in times.items()}
+    others = [ms for name, ms in took.items() if not name.startswith(OURS)]
+    for name, ms in took.items():
+        record = _record(case, name, ms=ms, spread_ms=[min(times[name]), max(times[name])], error=errors[name],
+                         accurate=errors[name] <= case.tolerance, repeats=len(times[name]))  # fmt: skip
+        if others:
+            record["speed_over_best_obvious"] = min(others) / ms
         if floor:
-            record["fraction_of_floor"] = floor / took
+            record["fraction_of_floor"] = floor / ms
         if case.flops:
-            record["tflops"] = case.flops / took / 1e9
+            record["tflops"] = case.flops / ms / 1e9
         if case.bytes:
-            record["gb_per_s"] = case.bytes / took / 1e6
-        records.append(record)
-        print(
-            f"{case.name:34s} {case.width:5d} {name:42s} {took:9.3f} ms  error {errors[name]:.1e}"
-            f"  {min(others) / took:5.2f}x  floor {floor / took:.2f}",
-            flush=True,
-        )
-    return records
+            record["gb_per_s"] = case.bytes / ms / 1e6
+        peak = peak_bytes(case.providers[name][0], device) if ms < SLOW_MS else None
+        if peak is not None:
+            record["peak_mb"] = peak / 1e6
+        yield record
 
 
-def environment(commit: str) -> dict[str, object]:
-    """GPU, driver, versions and commit; nothing that names the machine."""
-    import cupy
-    import triton
+def _record(case: Case, provider: str, **facts: object) -> Record:
+    return {"case": case.name, "width": case.width, "provider": provider, **facts}
 
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, driver = (
-        subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+
+def line(record: Mapping[str, object]) -> str:
+    """A record as one line for people."""
+    head = f"{record['case']:34s} {record['width']:5d} {record['provider']:42s}"
+    for kind in ("failed", "missing"):
+        if kind in record:
+            return f"{head} {kind}: {record[kind]}"
+    ratio, floor = record.get("speed_over_best_obvious"), record.get("fraction_of_floor")
+    return (
+        f"{head} {record['ms']:9.3f} ms  error {record['error']:.1e}"
+        + (f"  {ratio:5.2f}x" if ratio else "")
+        + (f"  floor {floor:.2f}" if floor else "")
+        + ("" if record["accurate"] else "  inaccurate")
     )
-    return {
-        "gpu": name,
-        "driver": driver,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cupy": cupy.__version__,
-        "commit": commit,
-    }

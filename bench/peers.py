@@ -1,0 +1,101 @@
+"""Other libraries as providers: each function returns calls by name and, for what is missing, the reason.
+
+Peers are imported here and nowhere else in bench/, so that a machine without one still measures the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from .harness import Call
+
+Peers = tuple[dict[str, list[Call]], dict[str, str]]
+IPCA_WIDTH = 1024
+"""IncrementalPCA takes an SVD of [batch, d] for each batch: minutes beyond this width on two cores."""
+
+
+def _module(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def covariance(inputs: Sequence[torch.Tensor]) -> Peers:
+    """Covariance (ddof 1) of fp16 host rows by scikit-learn and dask, both in fp64 as they choose it."""
+    calls: dict[str, list[Call]] = {}
+    missing: dict[str, str] = {}
+    arrays = [x.numpy() for x in inputs]
+    width = arrays[0].shape[1]
+    name = "scikit-learn IncrementalPCA"
+    sklearn = _module("sklearn.decomposition")
+    if sklearn is None:
+        missing[name] = "scikit-learn is not installed"
+    elif width > IPCA_WIDTH:
+        missing[name] = f"its SVD of every batch takes minutes at width {width}"
+    else:
+        # All components and batches of at least as many rows: only then is its covariance exact.
+        calls[name] = [
+            lambda x=x: sklearn.IncrementalPCA(batch_size=max(width, 1024)).fit(x).get_covariance()
+            for x in arrays
+        ]
+    name = "dask.array.cov"
+    dask = _module("dask.array")
+    if dask is None:
+        missing[name] = "dask[array] is not installed"
+    else:
+        calls[name] = [
+            lambda x=x: dask.cov(dask.from_array(x, chunks=(2048, -1)), rowvar=False).compute(
+                scheduler="threads"
+            )
+            for x in arrays
+        ]
+    return calls, missing
+
+
+def gpu_covariance(inputs: Sequence[torch.Tensor]) -> Peers:
+    """n times the covariance (ddof 0) of fp16 GPU rows by CuPy in fp32, as a tuple like torch.cov's."""
+    name = "cupy.cov(x.astype(float32)) * n"
+    cupy = _module("cupy")
+    if cupy is None:
+        return {}, {name: "CuPy is not installed"}
+
+    def call(x: torch.Tensor) -> tuple[torch.Tensor]:
+        rows = cupy.from_dlpack(x).astype(cupy.float32)
+        found = cupy.cov(rows, rowvar=False, bias=True, dtype=cupy.float32)
+        return (torch.from_dlpack(found * np.float32(len(x))),)
+
+    return {name: [lambda x=x: call(x) for x in inputs]}, {}
+
+
+def ghost(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Peers:
+    """Per-sample norms of a linear weight's gradient by Opacus' ghost clipping and by torch.func."""
+    calls: dict[str, list[Call]] = {
+        "torch.func vmap(grad)": [lambda a=a, g=g: _vmap_norms(a, g) for a, g in pairs]
+    }
+    name = "Opacus ghost norms"
+    opacus = _module("opacus.grad_sample.linear")
+    if opacus is None:
+        return calls, {name: "opacus is not installed"}
+    a, g = pairs[0]
+    layer = torch.nn.Linear(a.shape[-1], g.shape[-1], bias=False, device=a.device, dtype=a.dtype)
+    calls[name] = [
+        lambda a=a, g=g: opacus.compute_linear_norm_sample(layer, [a], g)[layer.weight] for a, g in pairs
+    ]
+    return calls, {}
+
+
+def _vmap_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Norms of per-sample gradients formed by vmap: the loss of sample b is sum_t g_bt' W a_bt."""
+
+    def loss(weight: torch.Tensor, inputs: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+        return (torch.nn.functional.linear(inputs, weight) * backward).sum()
+
+    weight = a.new_zeros(g.shape[-1], a.shape[-1])
+    formed = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weight, a, g)
+    return torch.linalg.vector_norm(formed.flatten(1), dim=1, dtype=torch.float32)

@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= modegap-demo
+# make bench writes two stores of 3.2 GB here and keeps them for the next time
+SCRATCH ?= .bench
 # The lab is small: more threads than cores, or a hub look-up, would only cost time.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -47,7 +49,7 @@ test-gpu: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest bench/test_bench.py --benchmark-columns=min,median,rounds --benchmark-group-by=group
-	$(BIN)/python -m bench.out_of_core
+	$(BIN)/python -m bench.out_of_core --dir $(SCRATCH)
 
 lab: $(VENV)/.run
 	$(BIN)/python -m modegap.analyses.lab.train

@@ -1,18 +1,20 @@
 """What the host paths share: which matrix product this processor runs best, worker threads, packed blocks.
 
 A Gram update sums fp32 products over at most `SUM_ROWS` rows, sums such sums in fp32 over at most
-`CHAIN_ROWS` rows, and adds those to an fp64 master. Two engines compute the inner sums:
+`CHAIN_ROWS` rows, and adds those to an fp64 master, by tiles of the lower triangle that stay in the
+second-level cache, in one single-threaded matrix product a tile and worker. Two engines compute the products:
 
-- oneDNN's fp32 matmul through torch, where the processor has AVX-512, by tiles of the lower triangle that
-  stay in the second-level cache. It picks its kernel by CPUID, so Zen 4 and 5 get AVX-512 too, where
-  OpenBLAS 0.3.31 falls back to its Haswell kernels and MKL to AVX2.
-- SYRK from scipy's BLAS (OpenBLAS, Accelerate, MKL) elsewhere, into an fp32 triangle.
+- oneDNN's fp32 matmul through torch, where the processor has AVX-512. It picks its kernel by CPUID, so Zen 4
+  and 5 get AVX-512 too, where OpenBLAS 0.3.31 falls back to its Haswell kernels and MKL to AVX2.
+- numpy's BLAS (OpenBLAS, Accelerate, MKL) elsewhere, held to one thread a worker.
 
 Measured on Zen 5, d = 4096, milliseconds of CPU time for 2,048 rows: numpy `C += x.T @ x` in fp32 376;
-torch.mm (MKL) 740; SYRK 320 at chains of 256 rows and more, 355 at 128; oneDNN tiles 186 at 2,048 rows a
-chain, 203 at 256 and 215 at 128. Restricted to AVX2 the same oneDNN tiles take 410, so SYRK serves those
-processors. OPENBLAS_CORETYPE=SkylakeX brings SYRK to 175 on Zen 5, but only a user can set it, before numpy
-is imported.
+torch.mm (MKL) 740; SYRK 320 at chains of 256 rows and more, 355 at 128; BLAS tiles at 128 420; oneDNN tiles
+186 at 2,048 rows a chain, 203 at 256 and 215 at 128; restricted to AVX2 the oneDNN tiles take 410. SYRK at
+128 writes its whole triangle for every chain: with two threads it took 0.18 s where BLAS tiles took 0.21 and
+the numpy line 0.25 to 0.31, but 0.52 against 0.42 on a busy machine, and it needs 4 d^2 bytes more, so tiles
+serve both engines. A whole pass over 393,216 rows, reading included, took 27.6 s with oneDNN, 49.2 s
+as the obvious numpy loop through zarr-python, and 45.2 s as that loop over this store's reader.
 
 Why so short a chain. Rounding to nearest is unbiased only where the discarded bits are evenly spread, and
 squares are not: stored fp16 values are integers times a power of two, odd squares are 1 mod 8, and once the
@@ -24,10 +26,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from .workspace import Workspace
@@ -80,6 +83,10 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     assert b.is_contiguous()
     result: torch.Tensor = _onednn_linear()(a, b, None, "none", [], "")
     return result
+
+
+def _blas_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.matmul(a.numpy(), b.numpy().T))
 
 
 @cache
@@ -188,13 +195,18 @@ def add_products(
         for row in range(column if lower else 0, height, tall)
     ]
 
+    use_onednn = not onednn_refusal()
+    times = product if use_onednn else _blas_product
+
     def tile(at: tuple[int, int]) -> None:
         row, column = at
         total: torch.Tensor | None = None
         for a, b in zip(left, right, strict=True):
-            part = product(a[row : row + tall], b[column : column + _TILE_COLUMNS])
+            part = times(a[row : row + tall], b[column : column + _TILE_COLUMNS])
             total = part if total is None else total.add_(part)
         if total is not None:
             out[row : row + tall, column : column + _TILE_COLUMNS].add_(total)
 
-    parallel(tile, tiles)
+    # OpenBLAS has one limit for the process, so it is set around all workers.
+    with nullcontext() if use_onednn else _thread_limits().limit(limits=1, user_api="blas"):
+        parallel(tile, tiles)

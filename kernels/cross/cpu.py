@@ -1,12 +1,12 @@
-"""Host paths of `cross_update`: oneDNN tiles where they pay (host.py), else numpy's GEMM by column panels."""
+"""Host paths of `cross_update`: tiles in fp32 (host.py says how and why), DGEMM."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from modegap.kernels import host
 from modegap.kernels.dispatch import Mode, register
-from modegap.kernels.host import CHAIN_ROWS, SUM_ROWS, add_products, onednn_refusal, pack
 from modegap.kernels.workspace import Workspace
 
 _PANEL = 512
@@ -17,8 +17,8 @@ def _host(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, mode: Mode, **
         return None
     if a.dtype is torch.float64:
         return "DGEMM"
-    refusal = onednn_refusal()
-    return f"SGEMM: {refusal}" if refusal else "oneDNN AVX-512 tiles"
+    refusal = host.onednn_refusal()
+    return f"BLAS tiles: {refusal}" if refusal else "oneDNN AVX-512 tiles"
 
 
 @register("cross_update", "cpu", supports=_host)
@@ -27,23 +27,19 @@ def cross_update(
 ) -> None:
     """Blocks of at most `CHAIN_ROWS` rows, each added to the fp64 result."""
     scratch = workspace or Workspace()
-    use_onednn = a.dtype is torch.float32 and not onednn_refusal()
-    for lo in range(0, a.shape[0], CHAIN_ROWS):
-        left, right = a[lo : lo + CHAIN_ROWS], b[lo : lo + CHAIN_ROWS]
-        if use_onednn:
-            packed = pack(left, scratch, "cross.a"), pack(right, scratch, "cross.b")
-            add_products(*packed, out, lower=False)
+    for lo in range(0, a.shape[0], host.CHAIN_ROWS):
+        left, right = a[lo : lo + host.CHAIN_ROWS], b[lo : lo + host.CHAIN_ROWS]
+        if a.dtype is torch.float64:
+            _dgemm(left, right, out, scratch)
         else:
-            _gemm(left, right, out, scratch)
+            packed = host.pack(left, scratch, "cross.a"), host.pack(right, scratch, "cross.b")
+            host.add_products(*packed, out, lower=False)
 
 
-def _gemm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, scratch: Workspace) -> None:
-    step = SUM_ROWS if a.dtype is torch.float32 else max(len(a), 1)
+def _dgemm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, scratch: Workspace) -> None:
     for at in range(0, b.shape[1], _PANEL):
         panel = b[:, at : at + _PANEL]
-        part = scratch.get("cross.part", (a.shape[1], panel.shape[1]), a.dtype)
-        total = scratch.get("cross.total", (a.shape[1], panel.shape[1]), a.dtype).zero_()
-        for lo in range(0, len(a), step):
-            np.matmul(a[lo : lo + step].numpy().T, panel[lo : lo + step].numpy(), out=part.numpy())
-            total.add_(part)
-        out[:, at : at + _PANEL].add_(total)
+        part = scratch.get("cross.part", (a.shape[1], panel.shape[1]), torch.float64)
+        np.matmul(a.numpy().T, panel.numpy(), out=part.numpy())
+        with host.one_thread():  # beside BLAS threads that still spin, torch's own would wait for a core
+            out[:, at : at + _PANEL].add_(part)

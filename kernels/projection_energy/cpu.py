@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from modegap.kernels import host
 from modegap.kernels.dispatch import register
-from modegap.kernels.host import onednn_refusal, parallel, product
 
 _ROWS = 512
 
@@ -21,7 +21,7 @@ def _host(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
         return None
     if x.dtype is torch.float64:
         return "DGEMM by row blocks"
-    refusal = onednn_refusal()
+    refusal = host.onednn_refusal()
     return f"SGEMM by row blocks: {refusal}" if refusal else "oneDNN AVX-512 by row blocks"
 
 
@@ -29,7 +29,7 @@ def _host(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
 def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
     """Block by block: y = x U, out += sum of y^2, added in the order of the rows."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    use_onednn = dtype is torch.float32 and not onednn_refusal()
+    use_onednn = dtype is torch.float32 and not host.onednn_refusal()
     directions = U.T.to(dtype).contiguous()
     starts = range(0, x.shape[0], _ROWS)
     sums = torch.zeros((len(starts), U.shape[1]), dtype=torch.float64)
@@ -37,13 +37,13 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
     def block(i: int) -> None:
         rows = x[starts[i] : starts[i] + _ROWS].to(dtype).contiguous()
         if use_onednn:
-            y = product(rows, directions)
+            y = host.product(rows, directions)
         else:
             y = torch.from_numpy(np.matmul(rows.numpy(), directions.numpy().T))
         sums[i] = y.square_().sum(0)
 
     if use_onednn:
-        parallel(block, range(len(starts)))
+        host.parallel(block, range(len(starts)))
     else:  # BLAS brings its own threads
         for i in range(len(starts)):
             block(i)

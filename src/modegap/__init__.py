@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from modegap.engine.capture import ExtractConfig, extract, record
     from modegap.engine.datasets import Sample, batches
     from modegap.engine.models import adopt
-    from modegap.engine.moments import ClassMoments, CrossMoments, Moments
-    from modegap.engine.reduce import reduce
+    from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
+    from modegap.engine.reduce import reduce, reduce_pairs
     from modegap.engine.reduction import Reduction
-    from modegap.engine.stream import stream
+    from modegap.engine.reduction_checks import check_reduction
+    from modegap.engine.stream import stream, stream_pairs
     from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, verify
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "Modes": "modegap.analyses.align",
     "Moments": "modegap.engine.moments",
     "PointPlan": "modegap.stores",
+    "ProjectionEnergy": "modegap.engine.moments",
     "Reduction": "modegap.engine.reduction",
     "Sample": "modegap.engine.datasets",
     "SampleRows": "modegap.stores",
@@ -48,6 +50,7 @@ _HOME = {
     "adopt": "modegap.engine.models",
     "align": "modegap.analyses.align",
     "batches": "modegap.engine.datasets",
+    "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
     "extract": "modegap.engine.capture",
     "load": "modegap._facade",
@@ -55,7 +58,9 @@ _HOME = {
     "probe": "modegap.analyses.probe",
     "record": "modegap.engine.capture",
     "reduce": "modegap.engine.reduce",
+    "reduce_pairs": "modegap.engine.reduce",
     "stream": "modegap.engine.stream",
+    "stream_pairs": "modegap.engine.stream",
     "verify": "modegap.stores",
     "write_report": "modegap.analyses.report",
 }
@@ -69,6 +74,7 @@ __all__ = [
     "Modes",
     "Moments",
     "PointPlan",
+    "ProjectionEnergy",
     "Reduction",
     "Sample",
     "SampleRows",
@@ -78,6 +84,7 @@ __all__ = [
     "adopt",
     "align",
     "batches",
+    "check_reduction",
     "dataset",
     "extract",
     "load",
@@ -85,7 +92,9 @@ __all__ = [
     "probe",
     "record",
     "reduce",
+    "reduce_pairs",
     "stream",
+    "stream_pairs",
     "verify",
     "write_report",
 ]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from modegap import kernels
+from modegap.kernels import host
 from modegap.kernels.ablate import reference as ablate_oracle
 from modegap.kernels.gradient_norms import reference as gradient_oracle
 from modegap.kernels.masked_mean import reference as pooling_oracle
-from modegap.kernels.projection_energy import cpu as energy_cpu
 from modegap.kernels.stage import reference as stage_oracle
 
 EPS32 = 2.0**-24
@@ -135,7 +135,7 @@ class TestProjectionEnergy:
     @pytest.mark.parametrize("engine", ["default", "BLAS"])
     def test_against_the_oracle(self, n, engine, monkeypatch):
         if engine == "BLAS":
-            monkeypatch.setattr(energy_cpu, "onednn_refusal", lambda: "test")
+            monkeypatch.setattr(host, "onednn_refusal", lambda: "test")
         x, U = randn(n, 150, dtype=torch.float16), randn(150, 9, seed=3)
         out = torch.ones(9, dtype=torch.float64)
         assert kernels.projection_energy(x, U, out).name == "cpu"

@@ -16,12 +16,19 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .gradproj import GradprojResult
+from .lipschitz import LipschitzResult
 from .probe import ProbeResult
 from .result import Json, jsonable
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult
-_KINDS: dict[str, type[AblationResult] | type[ProbeResult]] = {"ablate": AblationResult, "probe": ProbeResult}
+Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult
+_KINDS: dict[str, Any] = {
+    "ablate": AblationResult,
+    "probe": ProbeResult,
+    "lipschitz": LipschitzResult,
+    "gradproj": GradprojResult,
+}
 
 
 def save_result(result: Saved, path: str | Path) -> Path:

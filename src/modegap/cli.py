@@ -34,6 +34,8 @@ COMMANDS = {
     "cov": "stream a hook point's mean and covariance",
     "align": "modes of a modal store and their alignment with a text store",
     "ablate": "remove modes at the adapter and measure the change of the decoder's loss",
+    "lipschitz": "per-sample gradient norms of the decoder's log-likelihood",
+    "gradproj": "the decoder's sensitivity along every mode",
     "probe": "linear probes of every label along the hook points",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",

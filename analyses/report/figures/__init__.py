@@ -7,5 +7,17 @@ several models into one figure: `mode_spectrum(mode_rows(plain, "plain") + mode_
 from .ablation import ablation_effect, ablation_rows
 from .modes import mode_rows, mode_spectrum
 from .probes import probe_curves, probe_rows
+from .sensitivity import norm_curves, norm_rows, sensitivity, sensitivity_rows
 
-__all__ = ["ablation_effect", "ablation_rows", "mode_rows", "mode_spectrum", "probe_curves", "probe_rows"]
+__all__ = [
+    "ablation_effect",
+    "ablation_rows",
+    "mode_rows",
+    "mode_spectrum",
+    "norm_curves",
+    "norm_rows",
+    "probe_curves",
+    "probe_rows",
+    "sensitivity",
+    "sensitivity_rows",
+]

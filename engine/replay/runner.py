@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -84,13 +85,23 @@ class Replay:
         self.progress = progress or (lambda done, total: None)
         self.retried: list[tuple[tuple[str, ...], int]] = []
         self.failures: list[tuple[str, str]] = []
+        self._recent: OrderedDict[int, torch.Tensor] = OrderedDict()
         lengths = np.array([len(item) for item in source.items])
         self.order: list[int] = np.argsort(-lengths, kind="stable").tolist()
 
     def rows(self, number: int) -> torch.Tensor:
-        """Rows of sample `number` of the source, on the decoder's device in its dtype [t, d]."""
-        found = self.source.rows(self.source.items[number])
-        return found.to(self.decoder.device, self.loaded.dtype)
+        """Rows of sample `number` of the source, on the decoder's device in its dtype [t, d]; not to be written to.
+
+        Those of the last few samples are kept, since the conditions of one sample may take several batches.
+        """
+        if number in self._recent:
+            self._recent.move_to_end(number)
+            return self._recent[number]
+        found = self.source.rows(self.source.items[number]).to(self.decoder.device, self.loaded.dtype)
+        self._recent[number] = found
+        while len(self._recent) > self.batch_size:
+            self._recent.popitem(last=False)
+        return found
 
     @torch.no_grad()
     def losses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +59,23 @@ class ReplaySource:
     def ids(self) -> tuple[str, ...]:
         """Their ids."""
         return tuple(item.id for item in self.items)
+
+    def subset(self, numbers: Sequence[int], reason: str) -> ReplaySource:
+        """Only the samples of these numbers, in that order; the others are left out for the reason.
+
+        Raises:
+            EngineError: no number is given.
+        """
+        if not len(numbers):
+            raise EngineError(f"no sample of {self.name} is left: {reason}")
+        kept = set(numbers)
+        dropped = [(item.id, reason) for number, item in enumerate(self.items) if number not in kept]
+        return replace(
+            self,
+            items=tuple(self.items[number] for number in numbers),
+            left_out=(*self.left_out, *dropped),
+            labels={name: tuple(column[n] for n in numbers) for name, column in self.labels.items()},
+        )
 
 
 def open_source(

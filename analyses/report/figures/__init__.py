@@ -4,7 +4,7 @@
 several models into one figure: `mode_spectrum(mode_rows(plain, "plain") + mode_rows(aligned, "aligned"))`.
 """
 
-from .ablation import ablation_effect, ablation_rows
+from .ablation import ablation_effect, ablation_rows, sweep_effect, sweep_rows
 from .modes import mode_rows, mode_spectrum
 from .probes import probe_curves, probe_rows
 from .sensitivity import norm_curves, norm_rows, sensitivity, sensitivity_rows
@@ -20,4 +20,6 @@ __all__ = [
     "probe_rows",
     "sensitivity",
     "sensitivity_rows",
+    "sweep_effect",
+    "sweep_rows",
 ]

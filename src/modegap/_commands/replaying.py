@@ -46,6 +46,13 @@ def load_model(inputs: Any) -> LoadedModel:
     )
 
 
+def is_store(path: str) -> bool:
+    """Whether a path or URL names a store rather than a data set."""
+    from pathlib import Path
+
+    return "://" in path or (Path(path) / "zarr.json").is_file()
+
+
 def keep(result: Any, out: str | None, console: Console, name: str) -> None:
     """Save a result where asked for."""
     if out is None:

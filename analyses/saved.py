@@ -20,14 +20,16 @@ from .gradproj import GradprojResult
 from .lipschitz import LipschitzResult
 from .probe import ProbeResult
 from .result import Json, jsonable
+from .swap import SwapResult
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult
+Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult | SwapResult
 _KINDS: dict[str, Any] = {
     "ablate": AblationResult,
     "probe": ProbeResult,
     "lipschitz": LipschitzResult,
     "gradproj": GradprojResult,
+    "swap": SwapResult,
 }
 
 

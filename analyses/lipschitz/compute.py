@@ -76,8 +76,12 @@ def summarise(
     if len(found.norms) < 2:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out(replay)[:3])
         raise ValueError(f"gradients of {len(found.norms)} samples only, statistics need two ({reasons})")
+    samples = [item.index for item in replay.source.items]
     extent = diameter(
-        mean_rows(replay, store), pairs=config.pairs, seed=config.seed, paper=config.target == "paper"
+        mean_rows(store, replay.source.point, samples),
+        pairs=config.pairs,
+        seed=config.seed,
+        paper=config.target == "paper",
     )
     return LipschitzResult(
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from modegap.engine.replay import Replay
     from modegap.stores import ActivationStore
 
 Float = NDArray[np.float64]
@@ -94,16 +94,12 @@ def participation(x: Float) -> float:
     return float(np.trace(gram)) ** 2 / squares if squares > 0 else 0.0
 
 
-def mean_rows(replay: Replay, store: ActivationStore | None) -> NDArray[np.float32]:
-    """Mean row of every sample that is replayed, fp32 [n, d]: stored pooled rows, else means of the token rows."""
-    source = replay.source
-    found = np.empty((len(source), source.width), dtype=np.float32)
-    pooled = None
-    if store is not None and store.points[source.point].rows == "both":
-        pooled = store.rows(source.point, "pooled")
-    for number, item in enumerate(source.items):
-        if pooled is not None:
-            found[number] = pooled.sample(item.index)[0]
-        else:
-            found[number] = source.rows(item).double().mean(dim=0).numpy()
+def mean_rows(store: ActivationStore, point: str, samples: Sequence[int]) -> NDArray[np.float32]:
+    """Mean row of the given samples of a store, fp32 [n, d]: its pooled rows, else means of its token rows."""
+    found = np.empty((len(samples), store.points[point].width), dtype=np.float32)
+    pooled = store.points[point].rows != "tokens"
+    rows = store.rows(point, "pooled" if pooled else "tokens")
+    for at, index in enumerate(samples):
+        one = rows.sample(index)
+        found[at] = one[0] if pooled else one.mean(axis=0, dtype=np.float64)
     return found

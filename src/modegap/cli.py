@@ -36,6 +36,7 @@ COMMANDS = {
     "ablate": "remove modes at the adapter and measure the change of the decoder's loss",
     "lipschitz": "per-sample gradient norms of the decoder's log-likelihood",
     "gradproj": "the decoder's sensitivity along every mode",
+    "swap": "swap a class's component in a subspace and see what the decoder notices",
     "probe": "linear probes of every label along the hook points",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",

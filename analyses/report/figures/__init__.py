@@ -8,6 +8,7 @@ from .ablation import ablation_effect, ablation_rows, sweep_effect, sweep_rows
 from .modes import mode_rows, mode_spectrum
 from .probes import probe_curves, probe_rows
 from .sensitivity import norm_curves, norm_rows, sensitivity, sensitivity_rows
+from .swap import swap_rows, swap_scatter
 
 __all__ = [
     "ablation_effect",
@@ -20,6 +21,8 @@ __all__ = [
     "probe_rows",
     "sensitivity",
     "sensitivity_rows",
+    "swap_rows",
+    "swap_scatter",
     "sweep_effect",
     "sweep_rows",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 
 import numpy as np
@@ -13,6 +14,7 @@ from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.hooks import evaluating
 
 from .decoder import mean_by_item, token_log_probs
+from .fused import fused_norms
 from .items import Int
 from .runner import Replay
 
@@ -47,9 +49,10 @@ def cross_scores(
     for item, given in zip(source.items, answers, strict=True):
         for answer in given:
             item.continued(answer)  # its errors name the sample, before anything runs
-    backoff: Backoff[int] = Backoff(lambda number: source.items[number].id, replay._retried)
+    backoff: Backoff[int] = Backoff(lambda number: source.items[number].id, replay.note_retry)
     done = 0
-    with evaluating(replay.loaded.model):
+    norms = fused_norms(replay.loaded.model) if replay.fused else nullcontext()
+    with evaluating(replay.loaded.model), norms:
         for batch in _equal_prompts(replay, prompts or replay.batch_size):
             for part, values in backoff.run(batch, lambda part: _score(replay, part, answers, total)):
                 for number, scores in zip(part, values, strict=True):

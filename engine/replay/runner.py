@@ -20,6 +20,7 @@ from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 
 from .decoder import Decoder, frozen, mean_by_item, token_log_probs
+from .fused import fused_norms
 from .source import ReplaySource
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,10 @@ class Replay:
         *,
         batch_size: int = 8,
         share: bool = True,
+        fused: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        """`share` lets sequences with the same beginning share its keys and values.
+        """`share` lets sequences with the same beginning share its keys and values, `fused` see `fused_norms`.
 
         Raises:
             ValueError: a batch size below one.
@@ -80,7 +82,8 @@ class Replay:
         """
         if batch_size < 1:
             raise ValueError(f"got batch_size {batch_size}; expected at least 1")
-        self.loaded, self.source, self.batch_size, self.share = loaded, source, batch_size, share
+        self.loaded, self.source, self.batch_size = loaded, source, batch_size
+        self.share, self.fused = share, fused
         self.decoder = Decoder(loaded)
         self.progress = progress or (lambda done, total: None)
         self.retried: list[tuple[tuple[str, ...], int]] = []
@@ -97,7 +100,8 @@ class Replay:
         if number in self._recent:
             self._recent.move_to_end(number)
             return self._recent[number]
-        found = self.source.rows(self.source.items[number]).to(self.decoder.device, self.loaded.dtype)
+        # to the device first: a copy that also converts does so on the host, milliseconds for 576 rows
+        found = self.source.rows(self.source.items[number]).to(self.decoder.device).to(self.loaded.dtype)
         self._recent[number] = found
         while len(self._recent) > self.batch_size:
             self._recent.popitem(last=False)
@@ -279,16 +283,17 @@ class Replay:
         size: int | None = None,
         fail: bool = False,
     ) -> Iterator[tuple[Sequence[Item], Made]]:
-        backoff = Backoff(self._name, self._retried, self._failed if fail else None)
+        backoff = Backoff(self._name, self.note_retry, self._failed if fail else None)
         step = size or self.batch_size
-        with evaluating(self.loaded.model):
+        with evaluating(self.loaded.model), fused_norms(self.loaded.model) if self.fused else nullcontext():
             for start in range(0, len(units), step):
                 yield from backoff.run(units[start : start + step], work)
 
     def _name(self, unit: Any) -> str:
         return self.source.items[unit[0] if isinstance(unit, tuple) else unit].id
 
-    def _retried(self, ids: list[str], size: int) -> None:
+    def note_retry(self, ids: list[str], size: int) -> None:
+        """Records a batch that did not fit into memory and runs again, `size` at a time."""
         log.warning("out of memory: replaying %s to %s again, %d at a time", ids[0], ids[-1], size)
         self.retried.append((tuple(dict.fromkeys(ids)), size))
 

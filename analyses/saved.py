@@ -16,6 +16,7 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .gmi import GmiResult
 from .gradproj import GradprojResult
 from .lipschitz import LipschitzResult
 from .probe import ProbeResult
@@ -23,13 +24,14 @@ from .result import Json, jsonable
 from .swap import SwapResult
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult | SwapResult
+Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult | SwapResult | GmiResult
 _KINDS: dict[str, Any] = {
     "ablate": AblationResult,
     "probe": ProbeResult,
     "lipschitz": LipschitzResult,
     "gradproj": GradprojResult,
     "swap": SwapResult,
+    "gmi": GmiResult,
 }
 
 

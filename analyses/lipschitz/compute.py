@@ -91,6 +91,7 @@ def summarise(
         point=replay.source.point,
         ids=tuple(replay.source.items[number].id for number in found.members),
         norms=found.norms,
+        shifts=found.mean_norms * found.lengths,
         log_q=found.log_q,
         lengths=found.lengths,
         overall=spread(found.norms, config),

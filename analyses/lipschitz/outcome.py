@@ -59,6 +59,8 @@ class LipschitzResult(NotebookRepr):
         point: hook point of z.
         ids: samples, in the order of the norms.
         norms: per-sample norm over positions and channels, nats a token and unit of z [n].
+        shifts: norm of the gradient's sum over positions: by how much a shift that all positions share, hence of
+            the mean row, changes log q [n].
         log_q: mean target log-probability, nats a token [n].
         lengths: positions of z of each sample [n].
         overall: statistics of all norms.
@@ -76,6 +78,7 @@ class LipschitzResult(NotebookRepr):
     point: str
     ids: tuple[str, ...]
     norms: NDArray[np.float64]
+    shifts: NDArray[np.float64]
     log_q: NDArray[np.float64]
     lengths: NDArray[np.int64]
     overall: Spread
@@ -100,6 +103,7 @@ class LipschitzResult(NotebookRepr):
             "diameter": jsonable(self.diameter),
             "ids": jsonable(self.ids),
             "norms": jsonable(self.norms),
+            "shifts": jsonable(self.shifts),
             "log_q": jsonable(self.log_q),
             "lengths": jsonable(self.lengths),
             "failures": jsonable(self.failures),
@@ -149,6 +153,8 @@ class LipschitzResult(NotebookRepr):
         return (
             f"norm over positions and channels of the gradient of log q, averaged over {scored}, with respect "
             f"to the rows at {self.point}; low, high: {100 * self.config.level:g} % bootstrap over samples of the mean",
+            f"for a shift that all positions share: mean {self.shifts.mean():.4g}, p95 "
+            f"{np.percentile(self.shifts, 95):.4g}",
             f"D = {d.D:.4g} (std √d {d.from_std:.4g}, largest of {d.pairs} distances {d.from_pairs:.4g}); "
             f"D_eff = {d.D_eff:.4g}, participation ratio {d.participation:.4g} of {self.certificate.width}",
             *notes_of(self.failures, self.retried),

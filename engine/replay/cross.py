@@ -53,19 +53,20 @@ def cross_scores(
     done = 0
     norms = fused_norms(replay.loaded.model) if replay.fused else nullcontext()
     with evaluating(replay.loaded.model), norms:
-        for batch in _equal_prompts(replay, prompts or replay.batch_size):
+        asked = [number for number, given in enumerate(answers) if len(given)]
+        for batch in _equal_prompts(replay, asked, prompts or replay.batch_size):
             for part, values in backoff.run(batch, lambda part: _score(replay, part, answers, total)):
                 for number, scores in zip(part, values, strict=True):
                     found[number] = scores
                 done += len(part)
-                replay.progress(done, len(source))
+                replay.progress(done, len(asked))
     return found
 
 
-def _equal_prompts(replay: Replay, size: int) -> Iterator[list[int]]:
+def _equal_prompts(replay: Replay, asked: Sequence[int], size: int) -> Iterator[list[int]]:
     """Samples whose prompts have the same length, so that no padding stands between prompt and answer."""
     items = replay.source.items
-    order = sorted(range(len(items)), key=lambda number: (-items[number].prompt_length, number))
+    order = sorted(asked, key=lambda number: (-items[number].prompt_length, number))
     for _, members in groupby(order, key=lambda number: items[number].prompt_length):
         group = list(members)
         yield from (group[start : start + size] for start in range(0, len(group), size))

@@ -84,8 +84,10 @@ class Decoder:
     def vocabulary(self) -> int:
         """Words that the head chooses among."""
         weight = getattr(self.head, "weight", None)
-        config = getattr(self.model.config, "text_config", self.model.config)
-        return int(weight.shape[0]) if isinstance(weight, torch.Tensor) else int(config.vocab_size)
+        if isinstance(weight, torch.Tensor):
+            return int(weight.shape[0])
+        config = self.model.config
+        return int(getattr(config, "text_config", config).vocab_size)
 
     def pack(self, items: Sequence[ReplayItem], z: torch.Tensor, *, share: bool = True) -> Packed:
         """The batch of sequences with the rows `z` [sum t, d] in their slots, one item after the other.

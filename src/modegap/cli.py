@@ -37,6 +37,7 @@ COMMANDS = {
     "lipschitz": "per-sample gradient norms of the decoder's log-likelihood",
     "gradproj": "the decoder's sensitivity along every mode",
     "swap": "swap a class's component in a subspace and see what the decoder notices",
+    "gmi": "what the decoder can use of its input, and of each label",
     "probe": "linear probes of every label along the hook points",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",

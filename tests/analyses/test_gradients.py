@@ -46,6 +46,7 @@ def test_paper_mode_repeats_the_published_formulas(case: Any, both: Any) -> None
     for name, q in (("median", 50), ("p5", 5), ("p25", 25), ("p75", 75), ("p95", 95), ("p99", 99)):
         assert getattr(norms.overall, name) == pytest.approx(np.percentile(expected, q), rel=1e-3)
     assert norms.overall.max == pytest.approx(expected.max(), rel=1e-3)
+    np.testing.assert_allclose(norms.shifts, [np.linalg.norm(g.sum(axis=0)) for g in grads], rtol=1e-3)
     assert norms.overall.mean_low < norms.overall.mean < norms.overall.mean_high
 
     u = case.modes.U

@@ -242,7 +242,8 @@ def script_gradient(made: Material, index: int, U: torch.Tensor) -> tuple[float,
     with torch.no_grad(), _hooked(made.adapter, lambda z: kept.update(z=z)):
         model(**inputs)
     z = kept["z"].detach().clone().float().requires_grad_(True)
-    half = z.device.type == "cuda"
+    # the tight check is in fp32 on both sides: autocast would round one of them to bf16
+    half = z.device.type == "cuda" and next(model.parameters()).dtype != torch.float32
     with _hooked(made.adapter, lambda _: z), torch.amp.autocast("cuda", dtype=torch.bfloat16, enabled=half):
         logits = model(**inputs).logits
     (g,) = torch.autograd.grad(_log_q(logits, inputs["input_ids"]), z)

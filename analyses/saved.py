@@ -16,6 +16,7 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .bound import BoundResult
 from .gmi import GmiResult
 from .gradproj import GradprojResult
 from .lipschitz import LipschitzResult
@@ -24,7 +25,16 @@ from .result import Json, jsonable
 from .swap import SwapResult
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult | LipschitzResult | GradprojResult | SwapResult | GmiResult
+Saved = (
+    Modes
+    | AblationResult
+    | ProbeResult
+    | LipschitzResult
+    | GradprojResult
+    | SwapResult
+    | GmiResult
+    | BoundResult
+)
 _KINDS: dict[str, Any] = {
     "ablate": AblationResult,
     "probe": ProbeResult,
@@ -32,6 +42,7 @@ _KINDS: dict[str, Any] = {
     "gradproj": GradprojResult,
     "swap": SwapResult,
     "gmi": GmiResult,
+    "bound": BoundResult,
 }
 
 

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from modegap._facade import dataset, load, open
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
+    from modegap.analyses.bound import bound
+    from modegap.analyses.gmi import gmi
+    from modegap.analyses.gradproj import gradients, gradproj
+    from modegap.analyses.lipschitz import lipschitz
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
+    from modegap.analyses.swap import swap
     from modegap.engine.batch import ActivationBatch
     from modegap.engine.capture import ExtractConfig, extract, record
     from modegap.engine.datasets import Sample, batches
@@ -50,9 +55,14 @@ _HOME = {
     "adopt": "modegap.engine.models",
     "align": "modegap.analyses.align",
     "batches": "modegap.engine.datasets",
+    "bound": "modegap.analyses.bound",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
     "extract": "modegap.engine.capture",
+    "gmi": "modegap.analyses.gmi",
+    "gradients": "modegap.analyses.gradproj",
+    "gradproj": "modegap.analyses.gradproj",
+    "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
     "open": "modegap._facade",
     "probe": "modegap.analyses.probe",
@@ -61,6 +71,7 @@ _HOME = {
     "reduce_pairs": "modegap.engine.reduce",
     "stream": "modegap.engine.stream",
     "stream_pairs": "modegap.engine.stream",
+    "swap": "modegap.analyses.swap",
     "verify": "modegap.stores",
     "write_report": "modegap.analyses.report",
 }
@@ -84,9 +95,14 @@ __all__ = [
     "adopt",
     "align",
     "batches",
+    "bound",
     "check_reduction",
     "dataset",
     "extract",
+    "gmi",
+    "gradients",
+    "gradproj",
+    "lipschitz",
     "load",
     "open",
     "probe",
@@ -95,6 +111,7 @@ __all__ = [
     "reduce_pairs",
     "stream",
     "stream_pairs",
+    "swap",
     "verify",
     "write_report",
 ]

@@ -38,6 +38,7 @@ COMMANDS = {
     "gradproj": "the decoder's sensitivity along every mode",
     "swap": "swap a class's component in a subspace and see what the decoder notices",
     "gmi": "what the decoder can use of its input, and of each label",
+    "bound": "the paper's bounds beside the measured gap",
     "probe": "linear probes of every label along the hook points",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",

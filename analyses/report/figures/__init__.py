@@ -6,6 +6,7 @@ several models into one figure: `mode_spectrum(mode_rows(plain, "plain") + mode_
 
 from .ablation import ablation_effect, ablation_rows, sweep_effect, sweep_rows
 from .access import access_bars, access_rows, law_bars, law_rows
+from .bounds import bound_ladder, bound_rows
 from .modes import mode_rows, mode_spectrum
 from .probes import probe_curves, probe_rows
 from .sensitivity import norm_curves, norm_rows, sensitivity, sensitivity_rows
@@ -16,6 +17,8 @@ __all__ = [
     "ablation_rows",
     "access_bars",
     "access_rows",
+    "bound_ladder",
+    "bound_rows",
     "law_bars",
     "law_rows",
     "mode_rows",

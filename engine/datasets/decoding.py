@@ -18,7 +18,6 @@ from modegap.engine.errors import EngineError
 from .audio import resample
 from .base import Dataset, Sample
 from .errors import MediaError
-from .memory import ListDataset
 
 Outcome = Sample | MediaError
 
@@ -80,7 +79,7 @@ def attempted(
     if workers < 0 or (ahead is not None and ahead < 1):
         raise ValueError(f"got workers {workers} and ahead {ahead}; expected at least 0 and 1")
     wanted = range(len(data)) if indices is None else indices
-    if workers == 0 or not len(wanted) or data.modality == "text" or isinstance(data, ListDataset):
+    if workers == 0 or not len(wanted) or data.modality == "text" or getattr(data, "in_memory", False):
         return ((index, _attempt(data, index, rate)) for index in wanted)
     return _in_workers(data, wanted, min(workers, len(wanted)), ahead or AHEAD * workers, rate)
 

@@ -49,7 +49,9 @@ def _measure(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[float, float,
     array = np.asarray(boxes, dtype=np.float64)
     area = (array[:, 2] * array[:, 3] / sides.prod()).mean()
     centres = (array[:, :2] + array[:, 2:] / 2) / sides
-    return float(len(array)), float(area), float(np.hypot(*(centres - 0.5).T).std())
+    spread = np.hypot(*(centres - 0.5).T).std()
+    # equal boxes differ in the last bits only, which must not put them on two sides of a cut
+    return float(len(array)), round(float(area), 12), round(float(spread), 12)
 
 
 def _bin(value: float, cuts: Sequence[float] | np.ndarray, names: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ def open_hub(
 
 
 def _parts(spec: str) -> tuple[str, str | None, str | None]:
-    if Path(spec).expanduser().is_dir():  # a path may hold colons
+    if spec and Path(spec).expanduser().is_dir():  # a path may hold colons
         return str(Path(spec).expanduser()), None, None
     repository, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
@@ -151,7 +151,8 @@ def _load(repository: str, config: str | None, split: str | None, root: Path | N
     except EngineError:
         raise
     except Exception as error:  # ConnectionError, DatasetNotFoundError, ValueError (config, split), ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = str(error.__cause__ or error)  # "An error occurred while generating the dataset" from the true one
+        reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
         raise EngineError(
             f"cannot open data set {repository} ({reason}); check id, config and split, log in for a gated one "
             "(hf auth login), and go online once (HF_HUB_OFFLINE=0) for one that is not in the cache"

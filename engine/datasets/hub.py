@@ -151,7 +151,9 @@ def _load(repository: str, config: str | None, split: str | None, root: Path | N
     except EngineError:
         raise
     except Exception as error:  # ConnectionError, DatasetNotFoundError, ValueError (config, split), ...
-        said = str(error.__cause__ or error)  # "An error occurred while generating the dataset" from the true one
+        said = str(
+            error.__cause__ or error
+        )  # "An error occurred while generating the dataset" from the true one
         reason = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
         raise EngineError(
             f"cannot open data set {repository} ({reason}); check id, config and split, log in for a gated one "

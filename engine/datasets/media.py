@@ -79,5 +79,7 @@ def _reason(source: Source, error: Exception) -> str:
         return "it is a Git LFS pointer; run git lfs pull"
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is no image that Pillow reads"
-    said = getattr(error, "error_string", None) or str(error)  # libsndfile's own words, without the file object
+    said = getattr(error, "error_string", None) or str(
+        error
+    )  # libsndfile's own words, without the file object
     return str(said).splitlines()[0].rstrip(".") if said else type(error).__name__

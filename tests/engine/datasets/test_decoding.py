@@ -29,7 +29,7 @@ from modegap.engine.datasets import (
 from modegap.engine.errors import EngineError
 
 # Gone with their parent, workers need a moment; this machine may be slow.
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 @pytest.fixture

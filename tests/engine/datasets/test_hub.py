@@ -126,17 +126,22 @@ def test_texts(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"sentence": ["x", "y"], "ask": ["p", ""], "n": [1, 2]})
     table.save_to_disk(tmp_path / "t")
     data = dataset(f"hf:{tmp_path / 't'}", prompt="ask")
-    assert (data.modality, [(s.id, s.text, s.prompt) for s in data]) == ("text", [("0", "x", "p"), ("1", "y", None)])
+    assert (data.modality, [(s.id, s.text, s.prompt) for s in data]) == (
+        "text",
+        [("0", "x", "p"), ("1", "y", None)],
+    )
     assert data.labels() == {"n": [1, 2]}
     datasets.Dataset.from_dict({"n": [1]}).save_to_disk(tmp_path / "n")
-    with pytest.raises(EngineError, match="neither media nor texts known by name .it has n"):
+    with pytest.raises(EngineError, match=r"neither media nor texts known by name .it has n"):
         dataset(f"hf:{tmp_path / 'n'}")
 
 
 def test_an_id_that_is_not_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     for spec in ("hf:nobody/nothing", "hf:nobody/nothing:config:test"):
-        with pytest.raises(EngineError, match=r"cannot open data set nobody/nothing \(.*go online once") as caught:
+        with pytest.raises(
+            EngineError, match=r"cannot open data set nobody/nothing \(.*go online once"
+        ) as caught:
             dataset(spec, root=tmp_path)
         assert "\n" not in str(caught.value)
     with pytest.raises(EngineError, match="got hf: without a name"):

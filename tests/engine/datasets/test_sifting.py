@@ -73,7 +73,9 @@ def test_a_text_without_text_is_bad(table: Path) -> None:
 
 def test_all_bad_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(EngineError, match=r"all 1 samples .* are bad; the first is 'a\.png': the file is empty"):
+    with pytest.raises(
+        EngineError, match=r"all 1 samples .* are bad; the first is 'a\.png': the file is empty"
+    ):
         dataset(tmp_path, skip_bad=True)
 
 
@@ -81,7 +83,12 @@ def test_subsets(table: Path) -> None:
     data = unsifted(table, keep_missing=True)
     some = Subset(data, [4, 0])
     assert isinstance(some, Dataset)
-    assert (list(some.ids), len(some), some.name, some.modality) == (["4.png", "0.png"], 2, data.name, "image")
+    assert (list(some.ids), len(some), some.name, some.modality) == (
+        ["4.png", "0.png"],
+        2,
+        data.name,
+        "image",
+    )
     assert [(s.id, s.media) for s in map(some.row, range(2))] == [("4.png", None), ("0.png", None)]
     assert [s.text for s in as_text(some)] == ["four", "zero"]
     assert some[1].media.size == (8, 6)
@@ -89,7 +96,7 @@ def test_subsets(table: Path) -> None:
     for wrong in ([0, 0], [5], [-1]):
         with pytest.raises(ValueError, match="beyond 0 to 4, or one of them twice"):
             Subset(data, wrong)
-    with pytest.raises(EngineError, match="no sample of data set .* is left"):
+    with pytest.raises(EngineError, match=r"no sample of data set .* is left"):
         Subset(data, [])
 
 
@@ -114,8 +121,12 @@ def test_label_columns_that_are_missing_or_empty(lines: Write, tmp_path: Path) -
     table = lines(tmp_path / "t.csv", "text,kind,mood", "x,a,", "y,b,")
     with pytest.raises(EngineError, match=r"'mood' is empty in every row \(columns with values: kind\)"):
         dataset(table, labels=["mood"])
-    with pytest.raises(EngineError, match=r"no label column 'moods' \(it has kind, mood\); did you mean 'mood'"):
+    with pytest.raises(
+        EngineError, match=r"no label column 'moods' \(it has kind, mood\); did you mean 'mood'"
+    ):
         dataset(table, labels=["moods"])
     assert dataset(table).labels() == {"kind": ["a", "b"], "mood": [None, None]}
-    with pytest.raises(EngineError, match="takes no option 'split'; it takes root, media, text, id, prompt, labels, name"):
+    with pytest.raises(
+        EngineError, match="takes no option 'split'; it takes root, media, text, id, prompt, labels, name"
+    ):
         dataset(table, split="train")

@@ -13,9 +13,7 @@ from modegap.stores import ActivationStore, PointPlan, StoreError, StorePlan, pr
 
 
 def make(path: Path, labels: Mapping[str, Sequence]) -> str:
-    told = provenance(
-        model="m", revision=None, dtype="float32", prompt="", dataset="coco:val2017", config={}
-    )
+    told = provenance(model="m", revision=None, dtype="float32", prompt="", dataset="coco:val2017", config={})
     plan = StorePlan({"llm_final": PointPlan(4, "pooled")}, ["b", "a", "c"], labels, told)
     ActivationStore.create(path, plan)
     return f"store:{path}"
@@ -51,5 +49,7 @@ def test_stores_without_texts(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(StoreError):
         dataset(f"store:{tmp_path / 'other.zarr'}")
-    with pytest.raises(EngineError, match="the texts of a store takes no option 'root'; it takes text, labels"):
+    with pytest.raises(
+        EngineError, match="the texts of a store takes no option 'root'; it takes text, labels"
+    ):
         dataset(spec, root=tmp_path)

@@ -17,9 +17,11 @@ import numpy as np
 from .ablate import AblationResult
 from .align import Modes
 from .bound import BoundResult
+from .distance import DistanceResult
 from .gmi import GmiResult
 from .gradproj import GradprojResult
 from .lipschitz import LipschitzResult
+from .pertype import PertypeResult
 from .probe import ProbeResult
 from .result import Json, jsonable
 from .swap import SwapResult
@@ -29,20 +31,24 @@ Saved = (
     Modes
     | AblationResult
     | ProbeResult
+    | DistanceResult
+    | PertypeResult
     | LipschitzResult
     | GradprojResult
     | SwapResult
     | GmiResult
     | BoundResult
 )
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type[Any]] = {
     "ablate": AblationResult,
-    "probe": ProbeResult,
-    "lipschitz": LipschitzResult,
-    "gradproj": GradprojResult,
-    "swap": SwapResult,
-    "gmi": GmiResult,
     "bound": BoundResult,
+    "distance": DistanceResult,
+    "gmi": GmiResult,
+    "gradproj": GradprojResult,
+    "lipschitz": LipschitzResult,
+    "pertype": PertypeResult,
+    "probe": ProbeResult,
+    "swap": SwapResult,
 }
 
 

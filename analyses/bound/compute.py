@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.analyses.distance.transport import w1
 from modegap.analyses.gmi import GmiResult
 from modegap.analyses.lipschitz import LipschitzResult
 from modegap.analyses.lipschitz.diameter import mean_rows
@@ -18,9 +19,9 @@ from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import BoundConfig
+from .constants import log10_prefactor
 from .outcome import BoundResult, Pair, Prefactor
 from .penalty import penalty
-from .transport import log10_prefactor, w1
 
 if TYPE_CHECKING:
     from modegap.analyses.replayed.intervals import Estimate
@@ -116,7 +117,7 @@ def _pair(
 ) -> Pair:
     rng = np.random.default_rng(config.seed)
     count = min(config.rows, len(rows[0]), len(rows[1]))
-    picked = [side[rng.permutation(len(side))[:count]] for side in rows]
+    picked = [side[rng.permutation(len(side))[:count]].astype(np.float64) for side in rows]
     marginal = w1(*picked)
     # what two halves of one law are apart: as many rows a side as each half has, on both comparisons
     half = count // 2

@@ -7,11 +7,12 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.analyses.distance.transport import w1
 from modegap.analyses.probe.labels import LabelProblem, categories
 
 from .config import BoundConfig
+from .constants import softmax_lipschitz
 from .outcome import Penalty
-from .transport import softmax_lipschitz, w1
 
 Float = NDArray[np.float64]
 Rows = NDArray[np.float32]
@@ -69,7 +70,7 @@ def _penalty(
         train += members[held:].tolist()
         mine += members[:held].tolist()
         theirs += facing[:held].tolist()
-        distances.append(w1(modal[0][members[:held]], text[0][facing[:held]]))
+        distances.append(_w1(modal[0][members[:held]], text[0][facing[:held]]))
         weights.append(held)
         known.append(classes.names[code])
     if len(known) < 2:
@@ -109,3 +110,7 @@ def _penalty(
         bound=L_h * expected,
         ratio=L / L_h if L_h > 0 else None,
     )
+
+
+def _w1(a: Rows, b: Rows) -> float:
+    return w1(a.astype(np.float64), b.astype(np.float64))

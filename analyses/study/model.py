@@ -11,9 +11,11 @@ from typing import Any
 from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
 from modegap.analyses.bound import BoundResult
+from modegap.analyses.distance import DistanceResult
 from modegap.analyses.gmi import GmiResult
 from modegap.analyses.gradproj import GradprojResult
 from modegap.analyses.lipschitz import LipschitzResult
+from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
 from modegap.analyses.saved import load_result
@@ -23,8 +25,10 @@ RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
 # Results that a study has once, by the field that holds them.
 _ONCE: dict[str, type] = {
-    "probes": ProbeResult,
     "ablation": AblationResult,
+    "probes": ProbeResult,
+    "distances": DistanceResult,
+    "pertype": PertypeResult,
     "lipschitz": LipschitzResult,
     "gradproj": GradprojResult,
     "swap": SwapResult,
@@ -47,6 +51,8 @@ class Study:
         swap: what it notices of a swapped class component.
         gmi: what it can use.
         bound: the bounds beside the measured gap.
+        distances: distances between the modal and the text law.
+        pertype: where the classes of each label differ.
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
@@ -61,6 +67,8 @@ class Study:
     swap: SwapResult | None = None
     gmi: GmiResult | None = None
     bound: BoundResult | None = None
+    distances: DistanceResult | None = None
+    pertype: PertypeResult | None = None
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
     from modegap.analyses.bound import bound
+    from modegap.analyses.distance import distance
     from modegap.analyses.gmi import gmi
     from modegap.analyses.gradproj import gradients, gradproj
     from modegap.analyses.lipschitz import lipschitz
+    from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
     from modegap.analyses.swap import swap
@@ -58,6 +60,7 @@ _HOME = {
     "bound": "modegap.analyses.bound",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
+    "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
     "gmi": "modegap.analyses.gmi",
     "gradients": "modegap.analyses.gradproj",
@@ -65,6 +68,7 @@ _HOME = {
     "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
     "open": "modegap._facade",
+    "pertype": "modegap.analyses.pertype",
     "probe": "modegap.analyses.probe",
     "record": "modegap.engine.capture",
     "reduce": "modegap.engine.reduce",
@@ -98,6 +102,7 @@ __all__ = [
     "bound",
     "check_reduction",
     "dataset",
+    "distance",
     "extract",
     "gmi",
     "gradients",
@@ -105,6 +110,7 @@ __all__ = [
     "lipschitz",
     "load",
     "open",
+    "pertype",
     "probe",
     "record",
     "reduce",

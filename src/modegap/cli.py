@@ -40,6 +40,8 @@ COMMANDS = {
     "gmi": "what the decoder can use of its input, and of each label",
     "bound": "the paper's bounds beside the measured gap",
     "probe": "linear probes of every label along the hook points",
+    "distance": "Wasserstein, MMD and CKA between modal and text rows",
+    "pertype": "in which modes the classes of each label differ",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",
 }

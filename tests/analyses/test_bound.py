@@ -14,8 +14,9 @@ import pytest
 
 from modegap import cli
 from modegap.analyses.bound import BoundConfig, bound
+from modegap.analyses.bound.constants import log10_prefactor, softmax_lipschitz
 from modegap.analyses.bound.penalty import penalty
-from modegap.analyses.bound.transport import log10_prefactor, softmax_lipschitz, w1
+from modegap.analyses.distance.transport import w1
 from modegap.analyses.gmi import gmi
 from modegap.analyses.lipschitz import lipschitz
 from modegap.analyses.replayed.intervals import Estimate
@@ -38,20 +39,6 @@ def norms(case: Any) -> Any:
 @pytest.fixture(scope="module")
 def measured(case: Any) -> Any:
     return gmi(case.loaded, case.modal, case.text, alternatives=7, batch_size=12, draws=20)
-
-
-def test_w1_is_exact() -> None:
-    a = np.array([[0.0], [1.0], [5.0]], np.float32)
-    assert w1(a, a[::-1]) == 0
-    assert w1(a, a + 2) == pytest.approx(2)
-    x, y = (np.random.default_rng(i).normal(size=(50, 1)).astype(np.float32) + i for i in range(2))
-    assert w1(x, y) == pytest.approx(np.abs(np.sort(x[:, 0]) - np.sort(y[:, 0])).mean(), rel=1e-5)
-    ot = pytest.importorskip("ot")
-    x, y = (np.random.default_rng(i).normal(size=(40, 6)).astype(np.float32) + i for i in range(2))
-    cost = ot.dist(x.astype(float), y.astype(float), metric="euclidean")
-    assert w1(x, y) == pytest.approx(ot.emd2(np.full(40, 1 / 40), np.full(40, 1 / 40), cost), rel=1e-6)
-    with pytest.raises(ValueError, match="as many"):
-        w1(x, y[:3])
 
 
 def test_the_prefactor_does_not_overflow() -> None:
@@ -101,7 +88,7 @@ def test_the_pair_has_the_measured_constants(case: Any, norms: Any, measured: An
         for store, point in ((case.modal, "adapter_output"), (case.text, "text_embedding"))
     ]
     assert pytest.approx(np.percentile(norms.norms, 95)) == pair.L
-    assert pair.w1 == pytest.approx(w1(*rows), rel=1e-5)
+    assert pair.w1 == pytest.approx(w1(*(side.astype(float) for side in rows)), rel=1e-5)
     assert pair.paired == pytest.approx(np.linalg.norm(rows[0] - rows[1], axis=1).mean(), rel=1e-5)
     assert pair.paired >= pair.w1
     assert pair.w1_floor < pair.w1_halves

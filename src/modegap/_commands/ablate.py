@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.ablate.config import AblateConfig
 
+from .data import LimitedDataOptions, open_data
 from .replaying import is_store, keep, load_model
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class Inputs:
     Attributes:
         model: Hub id, folder, or lab:plain, lab:aligned.
         data: a store with token rows of adapter_output (the decoder alone is replayed), or a data set of media
-            (folder, CSV or JSONL file, `lab`; the whole model runs, which reaches every hook point).
+            (name, folder, CSV or JSONL file, hf:org/name, `lab`; the whole model runs and reaches every hook
+            point).
         modes: file that `align --out` wrote.
         out: JSON file for the result, which `report` reads; nothing is written unless given.
         dtype: dtype of the model; the checkpoint's own unless given.
@@ -40,15 +42,16 @@ class Inputs:
     trust_remote_code: bool = False
 
 
-CONFIGS = (Inputs, AblateConfig)
+CONFIGS = (Inputs, AblateConfig, LimitedDataOptions)
 
 
-def run(inputs: Inputs, config: AblateConfig, console: Console) -> AblationResult:
+def run(
+    inputs: Inputs, config: AblateConfig, options: LimitedDataOptions, console: Console
+) -> AblationResult:
     """Change of the decoder's loss without subsets of the modes."""
-    from modegap._facade import dataset
     from modegap.analyses.ablate import ablate
 
-    data = inputs.data if is_store(inputs.data) else dataset(inputs.data)
+    data = inputs.data if is_store(inputs.data) else open_data(inputs.data, options)
     loaded = load_model(inputs)
     with console.progress("ablate", unit="steps") as advance:
         result = ablate(loaded, data, inputs.modes, config=config, progress=advance)

@@ -87,7 +87,11 @@ def label_scores(replay: Replay, names: Sequence[str], config: GmiConfig) -> Flo
 
 
 def _supremum(kept: Sequence[tuple[Float, NDArray[np.bool_]]]) -> tuple[float, float]:
-    """Largest mean contribution over the scale of the score, and the scale: at s = 1 it is the GMI itself."""
+    """Largest mean contribution over the scale of the score, and the scale.
+
+    The own rows count among the alternatives here, which keeps it at or below log(K + 1): without them a large
+    scale would turn a finite number of worse alternatives into any amount of information.
+    """
     from scipy.optimize import minimize_scalar
 
     if not kept:
@@ -95,11 +99,16 @@ def _supremum(kept: Sequence[tuple[Float, NDArray[np.bool_]]]) -> tuple[float, f
 
     def loss(power: float) -> float:
         scale = 10.0**power
-        values = np.concatenate([contributions(scale * scores, allowed).values for scores, allowed in kept])
-        return -float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+        values = [
+            contributions(scale * scores, allowed | np.eye(len(scores), dtype=bool)).values
+            for scores, allowed in kept
+        ]
+        return -float(np.mean(np.concatenate(values)))
 
-    grid = np.linspace(-2, 3, 21)
-    at = int(np.argmin([loss(power) for power in grid]))
+    grid = np.linspace(-3, 3, 25)
+    found = [loss(power) for power in grid]
+    at = int(np.argmin(found))
     low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
-    return -float(found.fun), 10.0 ** float(found.x)
+    refined = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
+    value, power = min((float(refined.fun), float(refined.x)), (found[at], float(grid[at])))
+    return -value, 10.0**power

@@ -30,7 +30,8 @@ class LawGmi:
         values: each one's contribution [n].
         gmi: their mean, with its interval.
         bias: by how much the finite number of alternatives raises it, estimated; None for one alternative.
-        supremum: largest GMI over the scale of the score.
+        supremum: largest GMI over the scale of the score, the own rows among the alternatives (K of them give at
+            most log(K + 1)).
         scale: where it is.
         failures: (id, reason) of samples that were left out.
     """
@@ -216,7 +217,8 @@ class GmiResult(NotebookRepr):
             f"GMI = E[l - log E exp l'], l the {c.score} log q of the target's tokens, clipped at the uniform "
             f"decoder's ({self.vocabulary} words), l' under {c.alternatives} rows of other samples {which}",
             f"low, high: {100 * c.level:g} % bootstrap over samples; bias: what the finite number of alternatives "
-            "adds, estimated and not taken off; sup over s: of E[s l - log E exp s l']",
+            "adds, estimated and not taken off; sup over s: of E[s l - log E exp s l'] with the own rows among the "
+            f"alternatives, at most log {c.alternatives + 1} = {np.log(c.alternatives + 1):.3g}",
         ]
         if self.gap is not None:
             g = self.gap

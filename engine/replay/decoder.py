@@ -56,7 +56,8 @@ class Decoder:
         """Finds embedding and head.
 
         Raises:
-            EngineError: the model has no head, does not take embeddings, or counts positions on several axes.
+            EngineError: the model has no head, does not take embeddings, or treats the positions of media in a way
+                of its own.
         """
         self.loaded = loaded
         model: Any = loaded.model
@@ -71,6 +72,12 @@ class Decoder:
             raise EngineError(
                 f"{type(self.model).__name__} does not take inputs_embeds, so stored rows cannot be fed to its "
                 "decoder; run the whole model on its media instead (modegap ablate --dataset ...)"
+            )
+        if loaded.modality != "text" and (loaded.many_axes or "token_type_ids" in loaded.parameters[0]):
+            raise EngineError(
+                f"{type(self.model).__name__} gives its media positions or attention of their own (several position "
+                "axes, or attention in both directions), which stored rows alone do not tell; run the whole model "
+                "on its media instead"
             )
         self.embedding = self.model.get_input_embeddings()
         self._caches: dict[bytes, list[tuple[torch.Tensor, torch.Tensor]] | None] = {}

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from modegap.engine.datasets.base import Modality
 from modegap.engine.errors import EngineError
 
 from .collate import Collator
 from .loaded import LoadedModel
 from .points import resolve
+from .prompts import modality_of_processor
 from .structure import read_structure
 
 # Remedies by the class names of huggingface_hub's errors and by fragments of transformers' messages, most
@@ -144,9 +146,13 @@ def adopt(
             raise
         structure = None
     family = str(getattr(config, "model_type", type(model).__name__))
-    collator = Collator(processor, media_token=_media_token(config), max_positions=_max_positions(config))
+    modality = modality_of_processor(processor)
+    collator = Collator(
+        processor, media_token=_media_token(config, modality), max_positions=_max_positions(config)
+    )
     title = name or getattr(model, "name_or_path", "") or type(model).__name__
-    resolved = resolve(model, structure, points)
+    media_token = None if modality == "text" else collator.media_token
+    resolved = resolve(model, structure, points, media_token=media_token)
     return LoadedModel(
         model, processor, title, revision, family, collator.modality, resolved, structure, collator
     )
@@ -185,11 +191,16 @@ def _processor(transformers: Any, name: str, common: dict[str, Any]) -> Any:
         return transformers.AutoTokenizer.from_pretrained(name, **common)
 
 
-def _media_token(config: Any) -> int | None:
-    for key in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
+def _media_token(config: Any, modality: Modality) -> int | None:
+    """Id of the placeholder, which some families keep with the encoder's own settings."""
+    first, other = ("audio", "image") if modality == "audio" else ("image", "audio")
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "audio_config", None))
+    for kind in (first, other):
+        for part in parts:
+            for key in (f"{kind}_token_id", f"{kind}_token_index"):
+                value = getattr(part, key, None)
+                if isinstance(value, int):
+                    return value
     return None
 
 

@@ -14,6 +14,10 @@ from modegap.engine.models.points import HookPoint
 from .model import tokens
 
 
+# The repository calls its tower's and its projector's `forward`, which runs no hooks; this part it calls.
+_STACKING = "model.multi_modal_projector._pad_and_stack"
+
+
 class RemoteUltravox(nn.Module):
     """The repository's model behind the arguments of `Ultravox.forward`.
 
@@ -38,7 +42,7 @@ class RemoteUltravox(nn.Module):
         self.stack = stack
         self.context = context
         self.hook_points = {
-            "encoder_output": ("model.audio_tower", "the encoder's frames, before they are stacked"),
+            "encoder_output": (f"{_STACKING}:input", "the encoder's frames, before they are stacked"),
             "adapter_output": (
                 f"{self._decoder_path()}:placeholders",
                 "what the decoder is fed at the placeholders: the projector also puts out padding",
@@ -121,5 +125,5 @@ class RemoteUltravox(nn.Module):
             return x * inside[..., None].to(x.dtype)
 
         before = HookPoint("conv2_input", "model.audio_tower.conv2", "input", "encoder", "trimmed")
-        after = HookPoint("projector_input", "model.multi_modal_projector", "input", "encoder", "trimmed")
+        after = HookPoint("projector_input", _STACKING, "input", "encoder", "trimmed")
         return [(before, mel), (after, frames)]

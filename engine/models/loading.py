@@ -65,6 +65,21 @@ def load(
         ValueError: an unknown dtype.
         EngineError: unknown or gated id, no network, unknown architecture; one line with the remedy.
     """
+    source = locate(id_or_path, revision, trust_remote_code, options)
+    wanted = _dtype(dtype)
+    model, processor = _read(source, Placement(wanted, device_map, options))
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return adopt(model, processor, name=source.name, points=points, revision=commit)
+
+
+def locate(
+    id_or_path: str | Path, revision: str | None, trust_remote_code: bool, options: dict[str, Any]
+) -> Source:
+    """Where a model is; the options that say how to reach it are taken out of `options`.
+
+    Raises:
+        EngineError: a path without a folder.
+    """
     name = SYSTEMS.get(str(id_or_path), str(id_or_path))
     looks_local = isinstance(id_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
@@ -74,11 +89,12 @@ def load(
                 f"no model folder {name}; give a folder with config.json, or a Hub id like org/model"
             )
     access = tuple((key, options.pop(key)) for key in ACCESS if key in options)
-    source = Source(name, revision, trust_remote_code, access)
-    wanted = _dtype(dtype)
-    model, processor = _read(source, Placement(wanted, device_map, options))
-    commit = getattr(model.config, "_commit_hash", None) or revision
-    return adopt(model, processor, name=name, points=points, revision=commit)
+    return Source(name, revision, trust_remote_code, access)
+
+
+def published_here(source: Source) -> bool:
+    """Whether a checkpoint is of a layout that is read here and not by transformers."""
+    return is_prismatic(source) or _settings(source).get("model_type") == "ultravox"
 
 
 def _read(source: Source, placement: Placement) -> tuple[nn.Module, Any]:
@@ -93,11 +109,11 @@ def _read(source: Source, placement: Placement) -> tuple[nn.Module, Any]:
 
     with source.remedied():
         config = transformers.AutoConfig.from_pretrained(source.name, **source.arguments)
-        loader = _model_class(transformers, config)
+        loader = model_class(transformers, config)
         model = loader.from_pretrained(
             source.name, **source.arguments, **placement.arguments(placement.dtype or "auto")
         )
-        return model.eval(), _processor(transformers, source)
+        return model.eval(), read_processor(transformers, source)
 
 
 def _settings(source: Source) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
+def model_class(transformers: Any, config: Any) -> Any:
     """The class that the checkpoint names: the only one that surely fits its weights."""
     for architecture in getattr(config, "architectures", None) or ():
         if hasattr(transformers, architecture):
@@ -176,7 +192,8 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _processor(transformers: Any, source: Source) -> Any:
+def read_processor(transformers: Any, source: Source) -> Any:
+    """A repository's processor, or its tokenizer if it has no processor."""
     try:
         return transformers.AutoProcessor.from_pretrained(source.name, **source.arguments)
     except (OSError, ValueError, KeyError):  # a text model may have no processor config at all

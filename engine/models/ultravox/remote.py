@@ -13,7 +13,6 @@ from modegap.engine.models.points import HookPoint
 
 from .model import tokens
 
-
 # The repository calls its tower's and its projector's `forward`, which runs no hooks; this part it calls.
 _STACKING = "model.multi_modal_projector._pad_and_stack"
 

@@ -40,8 +40,9 @@ class RemoteUltravox(nn.Module):
         self.config = config
         self.stack = stack
         self.context = context
+        self.frames = nn.Identity()  # the encoder's frames pass it a sample a row: a place for hooks
         self.hook_points = {
-            "encoder_output": (f"{_STACKING}:input", "the encoder's frames, before they are stacked"),
+            "encoder_output": ("frames", "the encoder's frames, before they are stacked"),
             "adapter_output": (
                 f"{self._decoder_path()}:placeholders",
                 "what the decoder is fed at the placeholders: the projector also puts out padding",
@@ -103,7 +104,7 @@ class RemoteUltravox(nn.Module):
             following[sample] += length
         per_sample = torch.bincount(torch.tensor([i for i, _ in chunks]), minlength=len(lengths))
         extent = torch.where(whole, values.shape[2], own)
-        with attached(self, self._trim(extent)):
+        with attached(self, self._trim(extent, chunks)):
             return self.model(
                 input_ids=plain,
                 audio_values=values,
@@ -114,14 +115,20 @@ class RemoteUltravox(nn.Module):
                 **options,
             )
 
-    def _trim(self, extent: torch.Tensor) -> list[tuple[HookPoint, Any]]:
+    def _trim(self, extent: torch.Tensor, chunks: list[tuple[int, int]]) -> list[tuple[HookPoint, Any]]:
+        sample = torch.tensor([i for i, _ in chunks])
+        piece = torch.tensor([at // self.context for _, at in chunks])
+        shape = (int(sample.max()) + 1, int(piece.max()) + 1)
+
         def mel(x: torch.Tensor) -> torch.Tensor:
             inside = torch.arange(x.shape[2], device=x.device) < extent.to(x.device)[:, None]
             return x * inside[:, None].to(x.dtype)
 
         def frames(x: torch.Tensor) -> torch.Tensor:
             inside = torch.arange(x.shape[1], device=x.device) < ((extent.to(x.device) + 1) // 2)[:, None]
-            return x * inside[..., None].to(x.dtype)
+            x = x * inside[..., None].to(x.dtype)
+            whole = x.new_zeros((*shape, *x.shape[1:])).index_put((sample, piece), x)
+            return self.frames(whole.flatten(1, 2)).unflatten(1, (shape[1], -1))[sample, piece]  # type: ignore[no-any-return]
 
         before = HookPoint("conv2_input", "model.audio_tower.conv2", "input", "encoder", "trimmed")
         after = HookPoint("projector_input", _STACKING, "input", "encoder", "trimmed")

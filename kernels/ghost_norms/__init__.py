@@ -6,7 +6,7 @@ import torch
 
 from ..check import floating, matrix, same_device
 from ..dispatch import run
-from . import reference  # noqa: F401  (it registers itself)
+from . import cpu, reference  # noqa: F401  (they register themselves)
 
 __all__ = ["ghost_norms", "lora_norms"]
 
@@ -64,6 +64,9 @@ def lora_norms(
     matrix("up", up, rows=g.shape[-1], width=down.shape[0])
     same_device(x=x, g=g, down=down, up=up)
     factor = abs(scaling)
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        # The host has no fast product in these: what is upcast here would be upcast later anyway.
+        x, g, down, up = x.float(), g.float(), down.float(), up.float()
     return (
         factor * ghost_norms(x, g @ up.to(g.dtype)),
         factor * ghost_norms(x @ down.T.to(x.dtype), g),

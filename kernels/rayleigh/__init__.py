@@ -7,7 +7,7 @@ import torch
 from modegap.kernels.check import floating, matrix, same_device
 from modegap.kernels.dispatch import run
 
-from . import reference  # noqa: F401  (it registers itself)
+from . import cpu, reference  # noqa: F401  (they register themselves)
 
 __all__ = ["rayleigh"]
 

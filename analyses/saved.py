@@ -16,12 +16,17 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .distance import DistanceResult
 from .probe import ProbeResult
 from .result import Json, jsonable
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult
-_KINDS: dict[str, type[AblationResult] | type[ProbeResult]] = {"ablate": AblationResult, "probe": ProbeResult}
+Saved = Modes | AblationResult | ProbeResult | DistanceResult
+_KINDS: dict[str, type[AblationResult] | type[ProbeResult] | type[DistanceResult]] = {
+    "ablate": AblationResult,
+    "distance": DistanceResult,
+    "probe": ProbeResult,
+}
 
 
 def save_result(result: Saved, path: str | Path) -> Path:

@@ -129,10 +129,10 @@ def _points(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
             )
     if not (wanted or pooled):
         raise StoreError("no hook point of this store has pooled rows: extract with rows=pooled or rows=both")
-    return sorted(wanted or pooled, key=_depth)
+    return sorted(wanted or pooled, key=pipeline_order)
 
 
-def _depth(point: str) -> tuple[int, int]:
+def pipeline_order(point: str) -> tuple[int, int]:
     """Sort key: the order of the pipeline; points with other names come last, in the order given."""
     hidden = re.fullmatch(r"llm_hidden_(\d+)", point)
     if hidden:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modegap._facade import dataset, load, open
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
+    from modegap.analyses.distance import distance
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
     from modegap.engine.batch import ActivationBatch
@@ -52,6 +53,7 @@ _HOME = {
     "batches": "modegap.engine.datasets",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
+    "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
     "load": "modegap._facade",
     "open": "modegap._facade",
@@ -86,6 +88,7 @@ __all__ = [
     "batches",
     "check_reduction",
     "dataset",
+    "distance",
     "extract",
     "load",
     "open",

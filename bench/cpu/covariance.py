@@ -26,7 +26,10 @@ def covariance_cases(d: int) -> Iterator[Case]:
     def over(call: Callable[[torch.Tensor], object]) -> list[Call]:
         return [lambda x=x: call(x) for x in inputs]
 
-    loop64 = {"loop: C += x.T @ x, fp64": over(lambda x: _loop(x, np.float64))}
+    loop64 = {
+        "loop: C += x.T @ x, fp64": over(lambda x: _loop(x, np.float64)),
+        "paper: all rows in fp64, centred": over(_paper),
+    }
     narrow = {
         "loop: C += x.T @ x, fp32": over(lambda x: _loop(x, np.float32)),
         "torch.cov(x.float().T)": over(lambda x: torch.cov(x.float().T)),
@@ -84,6 +87,14 @@ def _loop(x: torch.Tensor, dtype: type[np.floating]) -> np.ndarray:
     return (gram - len(x) * np.outer(mean, mean)) / (len(x) - 1)
 
 
+def _paper(x: torch.Tensor) -> np.ndarray:
+    """What the paper's scripts do, written anew: every row in memory, in fp64, less the mean."""
+    rows = x.numpy().astype(np.float64)
+    centred = rows - rows.mean(0)
+    found: np.ndarray = centred.T @ centred / (len(rows) - 1)
+    return found
+
+
 def _distance(want: np.ndarray) -> Callable[[object], float]:
     """max |dS_ij| / sqrt(S_ii S_jj)."""
     exact = torch.from_numpy(want)
@@ -127,6 +138,51 @@ def gram_cases(d: int) -> Iterator[Case]:
         rate="fp32",
         repeats=9,
         inaccurate=frozenset({"numpy C += x.T @ x, fp32", "torch.mm(x.T, x), fp32"}),
+    )
+
+
+def cross_cases(d: int) -> Iterator[Case]:
+    """The update inside a cross-covariance of two points of width d: one block of staged rows."""
+    from modegap.kernels import cross_update
+
+    n = min(2048, rows_of(d))
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.logspace(-2, 1, d)
+    pairs = [
+        (torch.randn(n, d, generator=generator) * scale, torch.randn(n, d, generator=generator) * scale)
+        for _ in range(2)
+    ]
+    a, b = (part.double() for part in pairs[0])
+    want = a.T @ b
+    size = torch.outer(a.norm(dim=0), b.norm(dim=0))
+
+    def ours(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(d, d, dtype=F64)
+        cross_update(a, b, out)
+        return out
+
+    yield Case(
+        "cross-covariance",
+        d,
+        {
+            "modegap precise": [lambda a=a, b=b: ours(a, b) for a, b in pairs],
+            "numpy a.T @ b, fp32": [
+                lambda a=a, b=b: torch.from_numpy(a.numpy().T @ b.numpy()) for a, b in pairs
+            ],
+            "torch.mm(a.T, b), fp32": [lambda a=a, b=b: torch.mm(a.T, b) for a, b in pairs],
+            "numpy a.T @ b, fp64": [
+                lambda a=a, b=b: torch.from_numpy(
+                    a.numpy().astype(np.float64).T @ b.numpy().astype(np.float64)
+                )
+                for a, b in pairs
+            ],
+        },
+        lambda got: float(((got.double() - want).abs() / size).max()),
+        3e-6,
+        bytes=8.0 * n * d + 8.0 * d * d,
+        flops=2.0 * n * d * d,
+        rate="fp32",
+        repeats=7,
     )
 
 

@@ -126,6 +126,19 @@ def dots(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(sums.sum(dtype=np.float64)) + float(rest)
 
 
+def linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows weight' [n, q] for rows [n, k] in fp32 or fp64 and a weight [q, k], by row blocks."""
+    rows, weight = rows.contiguous(), weight.to(rows.dtype).contiguous()
+    out = torch.empty((len(rows), len(weight)), dtype=rows.dtype)
+
+    def block(lo: int) -> None:
+        out[lo : lo + _TILE_ROWS] = times(rows[lo : lo + _TILE_ROWS], weight)
+
+    with products(rows.dtype) as times:
+        parallel(block, range(0, len(rows), _TILE_ROWS))
+    return out
+
+
 def pack(rows: torch.Tensor, workspace: Workspace, name: str) -> list[torch.Tensor]:
     """rows [n, d] as transposed contiguous pieces [d, SUM_ROWS], the last one narrower."""
     n, d = rows.shape

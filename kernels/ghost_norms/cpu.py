@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ..dispatch import register
 from ..host import LEAST_SQUARE, MOST_SQUARE, Product, dots, needs_grad, products
-from ..threads import parallel
+from ..threads import blas_alone, parallel
 
 _CHAIN = 512
 _TILE = 512
+_THIN = 64
 _CANCELLED = 6e-3
 """Of (sum_t |a_t||g_t|)^2 / T, what the squared norm must reach: rounding then leaves at most 5e-6 of it."""
 
@@ -75,6 +77,8 @@ def _by_grams(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float | N
 
 def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
     """Sum of squares of A'G."""
+    if min(a.shape[1], g.shape[1]) <= _THIN:
+        return _of_thin_entries(*((a, g) if a.shape[1] >= g.shape[1] else (g, a)), dtype)
     left, right = _pieces(a.T, dtype), _pieces(g.T, dtype)
 
     def tile(i: int, j: int) -> float:
@@ -85,6 +89,20 @@ def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
         return _summed(
             tile, [(i, j) for i in range(0, a.shape[1], _TILE) for j in range(0, g.shape[1], _TILE)]
         )
+
+
+def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
+    """The same for a G of few columns, as LoRA's are: packing A's transpose would take longer than the product."""
+    wide, thin = a.to(dtype).numpy(), g.to(dtype).numpy()
+    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(a), _CHAIN)]
+
+    def tile(i: int, _: int) -> float:
+        entries = sum(np.matmul(wide[cut, i : i + _TILE].T, thin[cut]) for cut in cuts)
+        found = torch.from_numpy(np.asarray(entries))
+        return dots(found, found)
+
+    with blas_alone():
+        return _summed(tile, [(i, 0) for i in range(0, a.shape[1], _TILE)])
 
 
 def _pieces(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ on AMD's processors, up to 10 times the time of oneDNN's for z U with 64 columns
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from modegap.kernels.threads import parallel, scratch
 
 _VALUES = 2**18
 _MOST_ROWS = 256
+_FEW = 256
+"""Rows times modes up to which the plain formula is quicker, as for one token at a time: 25 us against 100."""
 
 _prepared: Any = WeakIdKeyDictionary()  # U -> (its version, dtype, U', U)
 
@@ -56,13 +59,14 @@ class _Ablate(torch.autograd.Function):
 @register("ablate", "cpu", supports=_host)
 def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
     """Block by block: z - (z U) U' in fp32, one rounding on the way out; U' is kept while U lives."""
+    if math.prod(z.shape[:-1]) * U.shape[1] <= _FEW:
+        wide, basis = (z, U.double()) if z.dtype is torch.float64 else (z.float(), U.float())
+        return (wide - (wide @ basis) @ basis.T).to(z.dtype)
     result: torch.Tensor = _Ablate.apply(z, U)  # type: ignore[no-untyped-call]
     return result
 
 
 def _blocks(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
-    if not U.shape[1]:
-        return z.clone()
     dtype = torch.float64 if z.dtype is torch.float64 else torch.float32
     down, up = _factors(U, dtype)
     rows = z.detach().reshape(-1, z.shape[-1])

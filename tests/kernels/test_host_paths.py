@@ -208,33 +208,44 @@ class TestGhostNorms:
 
 class TestAblate:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-    def test_gradients_of_the_host_path(self, dtype):
+    @pytest.mark.parametrize("n", [7, 70])
+    def test_gradients_of_the_host_path(self, dtype, n):
         U = orthonormal(48, 5).float()
-        z = randn(2, 7, 48, dtype=dtype).requires_grad_()
+        z = randn(2, n, 48, dtype=dtype).requires_grad_()
         out = kernels.ablate(z, U)
         assert kernels.last_path("ablate").name == "cpu"
-        weight = randn(2, 7, 48, seed=3, dtype=dtype)
+        weight = randn(2, n, 48, seed=3, dtype=dtype)
         out.backward(weight)
         want = weight.double() - (weight.double() @ U.double()) @ U.double().T
         unit = torch.finfo(dtype).eps
         torch.testing.assert_close(z.grad.double(), want, rtol=0, atol=4 * unit)
 
-    def test_second_derivatives(self):
+    def test_second_derivatives(self, monkeypatch):
+        monkeypatch.setattr(ablate_host, "_FEW", 0)
         U = orthonormal(6, 2)
         z = randn(3, 6, dtype=torch.float64).requires_grad_()
         assert torch.autograd.gradcheck(lambda z: kernels.ablate(z, U), z)
         assert torch.autograd.gradgradcheck(lambda z: kernels.ablate(z, U) ** 2, z)
 
     def test_under_vmap(self):
-        U, z = orthonormal(16, 3).float(), randn(5, 16, 4)
+        U, z = orthonormal(16, 3).float(), randn(200, 16, 4)
         found = torch.func.vmap(lambda row: kernels.ablate(row, U), in_dims=2)(z)
         torch.testing.assert_close(found, kernels.ablate(z.movedim(2, 0), U), rtol=0, atol=0)
+        few = torch.func.vmap(lambda row: kernels.ablate(row, U), in_dims=2)(z[:2])
+        torch.testing.assert_close(few, found[:, :2], rtol=0, atol=1e-6)
         grads = torch.func.vmap(torch.func.grad(lambda row: kernels.ablate(row, U).square().sum()))(z.mT)
         torch.testing.assert_close(grads, 2 * kernels.ablate(z.mT, U), rtol=0, atol=1e-5)
 
+    def test_one_token_and_none(self):
+        U, z = orthonormal(64, 4).float(), randn(1, 1, 64, dtype=torch.float16)
+        exact = z.double() - (z.double() @ U.double()) @ U.double().T
+        assert (kernels.ablate(z, U).double() - exact).abs().max() <= 2.0**-11 * exact.abs().max()
+        assert kernels.ablate(z[:, :0], U).shape == (1, 0, 64)
+        assert kernels.ablate(torch.zeros(3, 0), torch.zeros(0, 0)).shape == (3, 0)
+
     def test_what_is_kept_for_a_basis_follows_it_and_goes_with_it(self):
         U = orthonormal(32, 4).float()
-        z = randn(10, 32)
+        z = randn(100, 32)
         kernels.ablate(z, U)
         with torch.no_grad():
             U.copy_(orthonormal(32, 4, seed=8))
@@ -256,14 +267,14 @@ class TestModesOfAutograd:
             with torch.inference_mode():
                 U = orthonormal(64, 3).float()
                 inside = every_operation(64, 300)
-                kernels.ablate(randn(4, 64), U)
+                kernels.ablate(randn(100, 64), U)
                 workspace = kernels.Workspace()
                 gram = torch.zeros(64, 64, dtype=torch.float64)
                 kernels.covariance_update(randn(300, 64), gram, workspace=workspace)
             outside = every_operation(64, 300)
             for name, (got, _) in inside.items():
                 assert torch.equal(got, outside[name][0]), name
-            kernels.ablate(randn(4, 64), U)
+            kernels.ablate(randn(100, 64), U)
             fresh = torch.zeros(64, 64, dtype=torch.float64)
             kernels.covariance_update(randn(300, 64), fresh, workspace=workspace)
             assert torch.equal(fresh, gram)

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classes import rows_of_samples
     from .compute import distance
     from .config import DistanceConfig
     from .kernel import bandwidth, diameter, linear_cka, mmd2, mmd2_features, participation_ratio
@@ -26,6 +27,7 @@ __all__ = [
     "mmd2",
     "mmd2_features",
     "participation_ratio",
+    "rows_of_samples",
     "sliced_w1",
     "w1",
     "w1_bootstrap",
@@ -46,6 +48,7 @@ _HOMES = {
     "mmd2": "kernel",
     "mmd2_features": "kernel",
     "participation_ratio": "kernel",
+    "rows_of_samples": "classes",
     "sliced_w1": "transport",
     "w1": "transport",
     "w1_bootstrap": "transport",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from modegap.stores.errors import StoreError, unknown_name
 
 if TYPE_CHECKING:
+    from modegap.engine.stream import Kind
     from modegap.stores import ActivationStore
 
 Rows = NDArray[np.int64]
@@ -31,18 +32,20 @@ def shared_classes(modal: ActivationStore, text: ActivationStore, label: str, mo
     return [value for value, _ in counts.most_common(most)]
 
 
-def rows_of_class(
-    store: ActivationStore, point: str, kind: str, label: str, value: str, most: int, seed: int
+def rows_of_samples(
+    store: ActivationStore,
+    point: str,
+    kind: Kind,
+    chosen: NDArray[np.bool_],
+    most: int,
+    rng: np.random.Generator,
 ) -> Rows:
-    """Up to `most` global row indices of the complete samples of a class, ascending."""
-    array = store.rows(point, "tokens" if kind == "tokens" else "pooled")
+    """Up to `most` global row indices of the complete ones among the chosen samples [samples], ascending."""
+    array = store.rows(point, kind)
     stop = array.n_valid_rows
-    found: list[Rows] = []
-    for sample, given in enumerate(store.labels[label].values):
-        if given is not None and str(given) == value:
-            first, last = array.sample_range(sample)
-            found.append(np.arange(first, min(last, stop), dtype=np.int64))
-    rows = np.concatenate(found) if found else np.empty(0, np.int64)
+    ranges = [array.sample_range(int(i)) for i in np.flatnonzero(chosen)]
+    parts = [np.arange(first, min(last, stop), dtype=np.int64) for first, last in ranges if first < stop]
+    rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
     if len(rows) > most:
-        rows = np.random.default_rng(seed).choice(rows, most, replace=False)
+        rows = rng.choice(rows, most, replace=False)
     return np.sort(rows)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from modegap.analyses.align.config import AlignConfig
 from modegap.analyses.align.inputs import Inputs, resolve
 from modegap.analyses.probe import pipeline_order
@@ -16,7 +18,7 @@ from modegap.engine.errors import EngineError
 from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError
 
-from .classes import rows_of_class, shared_classes
+from .classes import rows_of_samples, shared_classes
 from .config import DistanceConfig
 from .outcome import ClassDistance, DistanceResult, PairDistance
 from .pair import Comparison
@@ -115,15 +117,15 @@ def _class_rows(
 ) -> dict[str, tuple[Any, Any]]:
     if names is None or config.label is None:
         return {}
-    sides = ((inputs.modal, inputs.point), (inputs.text, inputs.text_point))
-    chosen = {
-        name: tuple(
-            rows_of_class(store, point, inputs.kind, config.label, name, config.samples, config.seed)
-            for store, point in sides
-        )
-        for name in names
-    }
-    return {name: (rows[0], rows[1]) for name, rows in chosen.items()}
+    rng = np.random.default_rng([config.seed, 3])
+
+    def rows(store: ActivationStore, point: str, name: str) -> Any:
+        values = store.labels[config.label or ""].values
+        chosen = np.array([value is not None and str(value) == name for value in values])
+        return rows_of_samples(store, point, inputs.kind, chosen, config.samples, rng)
+
+    modal, text = inputs.modal, inputs.text
+    return {name: (rows(modal, inputs.point, name), rows(text, inputs.text_point, name)) for name in names}
 
 
 def _classes(run: Comparison, config: DistanceConfig, names: list[str]) -> list[ClassDistance]:

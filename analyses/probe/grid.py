@@ -57,7 +57,7 @@ def probe(
     )
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     names = _points(store, config.points)
-    classes = {label: _classes(store, label) for label in _labels(store, config.labels)}
+    classes = {label: label_classes(store, label) for label in label_names(store, config.labels)}
     groups = _groups(store, config.group)
     count = store.rows(names[0], "pooled").n_valid_rows
     if count == 0:
@@ -141,7 +141,12 @@ def pipeline_order(point: str) -> tuple[int, int]:
     return (known.get(point, 5), 0)
 
 
-def _labels(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+def label_names(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+    """The label columns to look at: those wanted, or all with classes, and `lexical` where there are texts.
+
+    Raises:
+        StoreError: an unknown label, or none.
+    """
     known = [name for name, column in store.labels.items() if name not in _TEXTS and column.kind != "text"]
     if _text_column(store) is not None and LEXICAL not in store.labels:
         known.append(LEXICAL)
@@ -165,7 +170,8 @@ def _groups(store: ActivationStore, label: str | None) -> NDArray[np.int64] | No
     return codes
 
 
-def _classes(store: ActivationStore, label: str) -> Classes:
+def label_classes(store: ActivationStore, label: str) -> Classes:
+    """The classes of a label column, or of the texts for `lexical`."""
     if label in store.labels:
         column = store.labels[label]
         return classes_of(column.kind, column.values)

@@ -11,13 +11,19 @@ from typing import Any
 from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
 from modegap.analyses.distance import DistanceResult
+from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
 from modegap.analyses.saved import load_result
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
-_ONCE = {"ablation": AblationResult, "probes": ProbeResult, "distances": DistanceResult}
+_ONCE = {
+    "ablation": AblationResult,
+    "probes": ProbeResult,
+    "distances": DistanceResult,
+    "pertype": PertypeResult,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +36,7 @@ class Study:
         probes: probes along the hook points.
         ablation: the causal ablation.
         distances: distances between the modal and the text law.
+        pertype: where the classes of each label differ.
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
@@ -40,6 +47,7 @@ class Study:
     probes: ProbeResult | None = None
     ablation: AblationResult | None = None
     distances: DistanceResult | None = None
+    pertype: PertypeResult | None = None
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

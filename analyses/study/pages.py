@@ -43,6 +43,7 @@ def study_report(
         *_probes(studies),
         *_ablations(studies),
         *_distances(studies),
+        *_types(studies),
     ]
     origin = {
         f"{study.name}: {store}": facts for study in studies for store, facts in study.provenance.items()
@@ -140,6 +141,15 @@ def _distances(studies: Sequence[Study]) -> Iterator[Section]:
         yield Section("Distances between the laws", "distances", _DISTANCES, items)
 
 
+def _types(studies: Sequence[Study]) -> Iterator[Section]:
+    found = [(study.name, study.pertype) for study in studies if study.pertype is not None]
+    if found:
+        items = [
+            Item(one, name=f"types-{name}", title=f"{name}: between-class scatter") for name, one in found
+        ]
+        yield Section("Which information lies where", "types", _TYPES, items)
+
+
 def _stacked(title: str, tables: Sequence[tuple[str, Table]]) -> Table:
     """Tables of the same columns under each other, with the model's name in front."""
     first = tables[0][1]
@@ -235,6 +245,10 @@ _DISTANCES = (
     "How far the distribution of the modal hidden states is from that of text in the same space. W1 and Gaussian W2 "
     "are in the units of the hidden states; W1 between two samples of one law is what sampling alone gives. CKA "
     "compares the geometry of the same samples, whatever the distance."
+)
+_TYPES = (
+    "The scatter between the classes of each label, split over modality-specific and text-aligned modes. A label whose "
+    "classes differ along modality-specific modes is information that text has no room for."
 )
 _ABLATION = (
     "The modes are projected out of the adapter's output and the decoder's cross-entropy on the target text is "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
     from modegap.analyses.distance import distance
+    from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
     from modegap.engine.batch import ActivationBatch
@@ -57,6 +58,7 @@ _HOME = {
     "extract": "modegap.engine.capture",
     "load": "modegap._facade",
     "open": "modegap._facade",
+    "pertype": "modegap.analyses.pertype",
     "probe": "modegap.analyses.probe",
     "record": "modegap.engine.capture",
     "reduce": "modegap.engine.reduce",
@@ -92,6 +94,7 @@ __all__ = [
     "extract",
     "load",
     "open",
+    "pertype",
     "probe",
     "record",
     "reduce",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from bench import peers
 from bench.harness import Case
-from modegap.kernels import ghost_norms, gradient_norms, lora_norms, masked_mean, stage
+from modegap.kernels import absmax, ghost_norms, gradient_norms, lora_norms, masked_mean, stage
 
 from .data import F32, basis, normal, relative, rows_of
 
@@ -75,7 +76,7 @@ def segment_cases(d: int) -> Iterator[Case]:
 
 
 def staging_cases(d: int) -> Iterator[Case]:
-    """fp16 rows to shifted fp32 rows, as the covariance reads them."""
+    """fp16 rows to shifted fp32 rows, as the covariance reads them, and their largest magnitudes."""
     n = rows_of(d)
     inputs = [normal(n, d, seed=seed) + 20.0 for seed in range(2)]
     shift = torch.full((d,), 20.0)
@@ -98,6 +99,19 @@ def staging_cases(d: int) -> Iterator[Case]:
         lambda got: relative(got, want),
         1e-7,
         bytes=6.0 * n * d,
+    )
+    peak = inputs[0].double().abs().amax(0)
+    yield Case(
+        "absmax",
+        d,
+        {
+            "modegap": [lambda x=x: absmax(x) for x in inputs],
+            "x.abs().amax(0)": [lambda x=x: x.abs().amax(0) for x in inputs],
+            "np.abs(x).max(0)": [lambda x=x: torch.from_numpy(np.abs(x.numpy()).max(0)) for x in inputs],
+        },
+        lambda got: relative(got, peak),
+        0.0,
+        bytes=2.0 * n * d,
     )
 
 
@@ -128,6 +142,7 @@ def ghost_cases(d: int) -> Iterator[Case]:
         flops=2.0 * B * T * (T + 1) * d,
         rate="fp32",
         repeats=7,
+        inaccurate=frozenset({"per-sample gradients (bmm)", "torch.func vmap(grad)"}),
         missing=missing,
     )
     r = 16

@@ -82,7 +82,7 @@ def measure(providers: Mapping[str, Sequence[Call]], repeats: int, warm: int = 3
 
 
 def measure_host(
-    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 4.0
+    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 2.5
 ) -> dict[str, list[float]]:
     """Wall milliseconds on the host of every repeat, providers interleaved.
 

@@ -1,4 +1,4 @@
-"""What the host paths share: which matrix product this processor runs best, worker threads, packed blocks.
+"""What the host paths share: which matrix product this processor runs best, packed blocks, tiles, sums.
 
 A Gram update sums fp32 products over at most `SUM_ROWS` rows, sums such sums in fp32 over at most
 `CHAIN_ROWS` rows, and adds those to an fp64 master, by tiles of the lower triangle that stay in the

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from modegap import kernels
 from modegap.kernels import host, threads
@@ -84,10 +86,7 @@ def every_operation(d, n):
     }
 
 
-@pytest.mark.parametrize(
-    ("d", "n"), [(1, 2), (37, 129), (1152, 131), (3584, 67), (5120, 33)], ids=lambda v: str(v)
-)
-def test_odd_shapes_and_poisoned_memory(d, n, engine, poison):
+def compare(d, n):
     for name, (got, want) in every_operation(d, n).items():
         assert got.shape == want.shape, name
         gap = (got.double() - want).abs().max()
@@ -96,6 +95,29 @@ def test_odd_shapes_and_poisoned_memory(d, n, engine, poison):
         if name.startswith("covariance"):
             assert torch.equal(got, got.T)
         assert kernels.last_path(name.split()[0]).name == "cpu", name
+
+
+@pytest.mark.parametrize(
+    ("d", "n"), [(1, 2), (37, 129), (1152, 131), (3584, 67), (5120, 33)], ids=lambda v: str(v)
+)
+def test_odd_shapes_and_poisoned_memory(d, n, engine, poison):
+    compare(d, n)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(d=st.integers(1, 90), n=st.integers(2, 400))
+def test_any_shape(d, n, poison):
+    compare(d, n)
+
+
+def test_no_rows():
+    out = torch.full((2, 5), math.nan)
+    kernels.stage(torch.zeros(0, 5).half(), torch.zeros(5), 1.0, out)
+    assert out.isnan().all()
+    assert kernels.masked_mean(torch.zeros(0, 4, 5), torch.zeros(0, 4, dtype=torch.bool)).shape == (0, 5)
+    exact = torch.ones(5, 5, dtype=torch.float64)
+    kernels.covariance_update(torch.zeros(0, 5, dtype=torch.float64), exact, mode="exact")
+    assert (exact == 1).all()
 
 
 def test_threads_change_no_bit(engine):

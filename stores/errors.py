@@ -17,6 +17,10 @@ class DamagedChunkError(StoreError):
     """A committed chunk is missing, cut short, or differs from its recorded checksum."""
 
 
+class DamagedMetadataError(DamagedChunkError):
+    """A `zarr.json` is missing, or does not say what a store of this format says."""
+
+
 class NotCommittedError(StoreError):
     """The rows asked for belong to samples that are not completely stored (yet)."""
 
@@ -44,6 +48,19 @@ def disk_error(error: OSError, path: Path, needed: int) -> StoreError:
             f"choose a writable path or change its permissions"
         )
     return StoreError(f"cannot write {path} ({error.strerror or error}): check the disk, then resume")
+
+
+def unreadable(place: object, error: OSError) -> StoreError:
+    """Return the `StoreError` for a file or folder that is there and cannot be read: it is not damage."""
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno in _NO_PERMISSION:
+        return StoreError(f"cannot read {place} ({reason}): change its permissions, or run as another user")
+    return StoreError(f"cannot read {place} ({reason}): check the disk or the connection, then try again")
+
+
+def gone(root: object) -> StoreError:
+    """Return the `StoreError` for a store that was there when it was opened."""
+    return StoreError(f"{root} has been deleted or moved while it was in use: open it where it is now")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .durable import create_file
-from .errors import StoreBusyError
+from .errors import StoreBusyError, disk_error
 from .zarrjson import METADATA
 
 
@@ -105,6 +105,24 @@ def claim(root: Path, first: int, last: int) -> Path:
                 f"samples {first} to {last - 1} of {root} have just been claimed: wait"
             ) from None
     return record
+
+
+@contextlib.contextmanager
+def claimed(root: Path, first: int, last: int) -> Iterator[None]:
+    """Hold a claim on samples `first` to `last`.
+
+    Raises:
+        StoreBusyError: a live writer owns some of them.
+        StoreError: the store cannot be written.
+    """
+    try:
+        record = claim(root, first, last)
+    except OSError as error:
+        raise disk_error(error, root, 4096) from error
+    try:
+        yield
+    finally:
+        release(root, record, os.getpid())
 
 
 def release(root: Path, record: Path, pid: int) -> None:

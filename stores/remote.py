@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,25 @@ def place_of(path: str | os.PathLike[str]) -> Place:
             f"pip install 'fsspec[http]' or 'fsspec[s3]'"
         ) from None
     return RemotePath(system, str(inside).rstrip("/"), text.rstrip("/"))
+
+
+def small_content(place: Place, limit: int) -> bytes:
+    """Return the content of a file that is small unless something is wrong with it.
+
+    Raises:
+        FileNotFoundError: there is none. OSError: it cannot be read. ValueError: it is no ordinary file (a
+            pipe would wait for ever), or has more than `limit` bytes.
+    """
+    if isinstance(place, RemotePath):
+        data = place.read_bytes()
+        if len(data) > limit:
+            raise ValueError(f"it has {len(data)} bytes, at most {limit} make sense")
+        return data
+    status = place.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        raise ValueError(f"it is no ordinary file of at most {limit} bytes")
+    with place.open("rb") as file:
+        return file.read(limit)
 
 
 def local(place: Place) -> Path:

@@ -17,8 +17,18 @@ import numpy as np
 from .commits import CommitLog
 from .durable import sync_file, sync_folder, temporary
 from .errors import StoreError, disk_error, unknown_name
-from .labels import LabelColumn, read_label
-from .layout import SCHEMA_VERSION, Header, StoredArray, make_header, read_header, skeleton
+from .labels import LabelColumn, read_label, starts_of
+from .layout import (
+    SCHEMA_VERSION,
+    Header,
+    StoredArray,
+    check_there,
+    columns_of,
+    make_header,
+    read_header,
+    skeleton,
+)
+from .metadata import complete_skeleton, read_ids, read_lengths
 from .origin import VOLATILE, canonical_json, sha256
 from .plan import PointInfo, StorePlan, differences
 from .ranges import Ranges, samples_touching
@@ -26,7 +36,6 @@ from .reading import ChunkedArray
 from .remote import Place, local, place_of
 from .rows import RowArray
 from .writer import Writer
-from .zarrjson import read_column
 
 RowKind = Literal["tokens", "pooled"]
 Mode = Literal["r", "r+"]
@@ -44,7 +53,7 @@ class ActivationStore:
     def __init__(self, root: Place, header: Header, mode: Mode) -> None:
         """Use `ActivationStore.open` or `ActivationStore.create` instead."""
         self.path, self.mode = root, mode
-        self._header = header
+        self.header = self._header = header
         self._arrays = header.arrays()
         self._logs = {array.spec.path: CommitLog(root, array.spec) for array in self._arrays}
 
@@ -62,7 +71,7 @@ class ActivationStore:
         root = local(place_of(path))
         header = make_header(plan)
         if _occupied(root):
-            return cls._existing(root, header, exist_ok)
+            return cls._existing(root, plan, header, exist_ok)
         new = temporary(root.absolute())
         try:
             _build(new, plan, header)
@@ -70,16 +79,15 @@ class ActivationStore:
             sync_folder(root.absolute().parent)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _occupied(root):
-                return cls._existing(root, header, exist_ok)
-            raise disk_error(
-                error, root, sum(len(content) for _, content in skeleton(plan, header))
-            ) from error
+                return cls._existing(root, plan, header, exist_ok)
+            needed = sum(len(content) for _, content in skeleton(header, columns_of(plan)))
+            raise disk_error(error, root, needed) from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return cls(root, header, "r+")
 
     @classmethod
-    def _existing(cls, root: Path, wanted: Header, exist_ok: bool) -> Self:
+    def _existing(cls, root: Path, plan: StorePlan, wanted: Header, exist_ok: bool) -> Self:
         if not exist_ok:
             raise StoreError(
                 f"{root} exists already: pass exist_ok=True to resume it, or choose another path"
@@ -92,6 +100,11 @@ class ActivationStore:
                 f"{root} was made with another plan: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}: "
                 f"use the same settings to resume it, or choose another path"
             )
+        try:
+            # The plan says what the metadata were, so damage to them ends here.
+            complete_skeleton(root, header, plan)
+        except OSError as error:
+            raise disk_error(error, root, 2**20) from error
         return cls(root, header, "r+")
 
     @classmethod
@@ -109,10 +122,7 @@ class ActivationStore:
         root = place_of(path)
         if mode == "r+":
             local(root)
-        try:
-            return cls(root, read_header(root), mode)
-        except OSError as error:
-            raise StoreError(f"cannot read {root} ({error}): check the address and the connection") from error
+        return cls(root, read_header(root), mode)
 
     @property
     def schema_version(self) -> int:
@@ -149,23 +159,31 @@ class ActivationStore:
     @cached_property
     def samples(self) -> list[str]:
         """The sample ids, stored or not."""
-        fixed, _ = read_column(self.path, "samples/id")
-        return [row.tobytes().rstrip(b"\0").decode() for row in fixed]
+        return read_ids(self.path, self._header)
 
     @cached_property
     def labels(self) -> dict[str, LabelColumn]:
         """The label columns by name."""
         planned = self._header.plan["labels"]
-        return {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+        found = {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+        for name, column in found.items():
+            if len(column.values) != self._header.n_samples:
+                raise StoreError(f"label {name!r} has {len(column.values)} values: run `modegap verify`")
+        return found
 
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
         """First row of each sample, by stream."""
-        found: dict[str, np.ndarray] = {}
-        for name, info in self.points.items():
-            if info.stream is not None and info.stream not in found:
-                found[info.stream] = read_column(self.path, f"points/{name}/start")[0]
-        return found
+        streams = self._header.plan["streams"]
+        return {name: starts_of(read_lengths(self.path, self._header, name)) for name in streams}
+
+    def check_there(self) -> None:
+        """Return if the store is still where it was opened.
+
+        Raises:
+            StoreError: it has been deleted or moved.
+        """
+        check_there(self.path)
 
     def bounds(self, array: StoredArray) -> np.ndarray:
         """Return int64 [samples + 1] of an array: the first row of each sample, then the number of rows."""
@@ -307,13 +325,13 @@ def _build(root: Path, plan: StorePlan, header: Header) -> None:
     """
     files = []
     root.mkdir(parents=True)
-    for name, content in skeleton(plan, header):
+    for name, content in skeleton(header, columns_of(plan)):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
         files.append(file)
     for array in header.arrays():
-        (root / "_commit" / array.spec.path).mkdir(parents=True)
+        (root / "_commit" / array.spec.path).mkdir(parents=True, exist_ok=True)
         (root / array.spec.path / "c").mkdir()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(_sync, files))

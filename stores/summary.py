@@ -63,6 +63,7 @@ class StoreInfo:
 
     path: str
     schema_version: int
+    profile: str
     plan_hash: str
     content_hash: str
     samples: int
@@ -120,6 +121,7 @@ def info(store: ActivationStore) -> StoreInfo:
     return StoreInfo(
         path=str(store.path),
         schema_version=store.schema_version,
+        profile=store.header.profile,
         plan_hash=store.plan_hash,
         content_hash=store.content_hash(),
         samples=len(store.samples),

@@ -189,22 +189,28 @@ class CommitLog:
             ) from None
 
     def stage(self, chunk: int, record: CommitRecord) -> Path:
-        """Write the record of a chunk to a temporary file, sync it and return its name.
+        """Write the record of a chunk to a temporary local file, sync it and return its name.
 
         Raises:
             OSError: the disk is full, read-only or broken.
         """
         return stage_file(local(self.file(chunk)), (record.dump(),))
 
-    def publish(self, chunk: int, record: CommitRecord, staged: Path) -> None:
-        """Link the staged record of a chunk, whose file is on the disk, to its name; the caller syncs.
+    def publish(self, chunk: int, record: CommitRecord, staged: Path | None = None) -> None:
+        """Create the record of a chunk whose file is there: link the staged one, or put a remote object.
+
+        The caller syncs the folder.
 
         Raises:
             StoreBusyError: the chunk is committed already.
-            OSError: the disk is full, read-only or broken.
+            OSError: the disk is full, read-only or broken; or the server does not answer.
         """
+        file = self.file(chunk)
         try:
-            link_file(staged, local(self.file(chunk)))
+            if isinstance(file, RemotePath):
+                file.create(bytes(record.dump()))
+            else:
+                link_file(staged or self.stage(chunk, record), file)
         except FileExistsError:
             message = (
                 f"chunk {chunk} of {self.spec.path} is already committed by another writer: resume to go on"
@@ -214,8 +220,15 @@ class CommitLog:
         self._records[chunk] = record
 
     def withdraw(self, chunk: int) -> None:
-        """Remove the record of a damaged chunk, so that the next writer makes the chunk again."""
-        local(self.file(chunk)).unlink(missing_ok=True)
-        sync_folder(local(self.folder))
+        """Remove the record of a damaged chunk, so that the next writer makes the chunk again.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self.file(chunk).unlink(missing_ok=True)
+        if not isinstance(self.folder, RemotePath):
+            sync_folder(self.folder)
         self.committed[chunk] = False
         self._records.pop(chunk, None)
+        if self._fetched is not None:
+            self._fetched.pop(f"{chunk}{_SUFFIX}", None)

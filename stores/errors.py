@@ -33,9 +33,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def disk_error(error: OSError, path: Path, needed: int) -> StoreError:
+def disk_error(error: OSError, path: object, needed: int) -> StoreError:
     """Return the `StoreError` that explains a failed write of `needed` bytes at `path`."""
-    if error.errno in _NO_SPACE:
+    if error.errno in _NO_SPACE and isinstance(path, Path):
         parent = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(parent).free
         return StoreError(
@@ -47,7 +47,13 @@ def disk_error(error: OSError, path: Path, needed: int) -> StoreError:
             f"cannot write {path} ({error.strerror}): the place is read-only for this user; "
             f"choose a writable path or change its permissions"
         )
-    return StoreError(f"cannot write {path} ({error.strerror or error}): check the disk, then resume")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return StoreError(
+            f"cannot write {path} ({error.strerror}): the store, or a folder of it, was deleted or moved while "
+            f"it was written: resume it where it is now, or begin again"
+        )
+    place = "disk" if isinstance(path, Path) else "connection"
+    return StoreError(f"cannot write {path} ({error.strerror or error}): check the {place}, then resume")
 
 
 def unreadable(place: object, error: OSError) -> StoreError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from .labels import digest, read_label, starts_of
 from .layout import HEADER_COPY, Columns, Header, columns_of, parse_header, read_header, skeleton
 from .origin import canonical_json, sha256
 from .plan import StorePlan
-from .remote import Place, local, place_of, small_content
+from .remote import Place, RemotePath, place_of, small_content, writable
 from .zarrjson import METADATA, read_column, read_metadata
 
 _MAX_BYTES = 256 * 2**20
+_AT_ONCE = 8
 
 
 def read_ids(root: Place, header: Header) -> list[str]:
@@ -92,9 +94,17 @@ def damaged_metadata(root: Place, header: Header) -> Iterator[Damage]:
     """Yield the damage to ids, row ranges, labels and every `zarr.json`, against the plan and its digests."""
     found, damaged = _checked_columns(root, header)
     yield from damaged
-    for name, content in skeleton(header, found):
-        if name.endswith(METADATA) or name == HEADER_COPY:
-            reason = _document_damage(root / name, json.loads(content))
+    documents = [
+        (name, content)
+        for name, content in skeleton(header, found)
+        if name.endswith(METADATA) or name == HEADER_COPY
+    ]
+
+    def check(item: tuple[str, bytes]) -> str:
+        return _document_damage(root / item[0], json.loads(item[1]))
+
+    with ThreadPoolExecutor(_AT_ONCE if isinstance(root, RemotePath) else 1) as pool:
+        for (name, _), reason in zip(documents, pool.map(check, documents), strict=True):
             if reason:
                 yield _damage(header, name, reason)
 
@@ -209,8 +219,9 @@ def complete_skeleton(root: Place, header: Header, plan: StorePlan) -> list[str]
     Raises:
         OSError: the disk is full, read-only or broken.
     """
-    rewritten = []
-    for name, content in skeleton(header, columns_of(plan)):
+
+    def complete(item: tuple[str, bytes]) -> str | None:
+        name, content = item
         if name.endswith(METADATA) or name == HEADER_COPY:
             sound = not _document_damage(root / name, json.loads(content))
         else:
@@ -220,12 +231,17 @@ def complete_skeleton(root: Place, header: Header, plan: StorePlan) -> list[str]
                 sound = False
         if not sound:
             _replace(root, name, content)
-            rewritten.append(name)
-    return rewritten
+        return None if sound else name
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [name for name in pool.map(complete, skeleton(header, columns_of(plan))) if name]
 
 
 def _replace(root: Place, name: str, content: bytes) -> None:
-    file = local(root / name)
+    file = root / name
+    if isinstance(file, RemotePath):
+        file.write_bytes(content)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     stage_file(file, (content,)).replace(file)
     sync_folder(file.parent)
@@ -237,7 +253,7 @@ def restore_header(path: str) -> bool:
     Raises:
         StoreError: there is no store, or the copy is damaged too.
     """
-    root = place_of(path)
+    root = writable(place_of(path))
     try:
         read_header(root)
         return False

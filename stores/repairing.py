@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from .layout import StoredArray
 from .metadata import mend_metadata
 from .owner import claimed
 from .ranges import samples_holding
-from .remote import local
+from .remote import Place, RemotePath
 from .store import ActivationStore
 from .values import FP16_MAX, row_absmax
 from .verification import Progress, VerifyReport, verify
@@ -73,7 +72,7 @@ def repair(
     """
     if store.mode != "r+":
         raise StoreError(f"{store.path} is open for reading only: open it with mode='r+'")
-    root = local(store.path)
+    root = store.path
     with claimed(root, 0, store.header.n_samples):
         found = report or verify(store, progress=progress, threads=threads)
         metadata = [piece for piece in found.damaged if piece.kind == "metadata"]
@@ -110,7 +109,7 @@ def _uncommitted(store: ActivationStore, array: StoredArray) -> Sequence[Damage]
     """Commit the sound chunks that have no record; return them."""
     made = []
     for chunk in np.flatnonzero(~store.commits(array).committed).tolist():
-        if local(array.spec.chunk_file(store.path, chunk)).is_file() and _recommit(store, array, chunk):
+        if array.spec.chunk_file(store.path, chunk).is_file() and _recommit(store, array, chunk):
             rows = array.spec.rows_of(chunk)
             samples = samples_holding(store.bounds(array), *rows)
             made.append(
@@ -126,14 +125,16 @@ def _recommit(store: ActivationStore, array: StoredArray, chunk: int) -> bool:
         StoreError: the disk is full, read-only or broken.
     """
     log: CommitLog = store.commits(array)
-    record = record_of(local(store.path), array, store.bounds(array), chunk)
+    record = record_of(store.path, array, store.bounds(array), chunk)
     if record is None:
         return False
-    folder = local(log.folder)
+    folder = log.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log.publish(chunk, record, log.stage(chunk, record))
-        sync_folder(folder)
+        if not isinstance(folder, RemotePath):
+            folder.mkdir(parents=True, exist_ok=True)
+        log.publish(chunk, record)
+        if not isinstance(folder, RemotePath):
+            sync_folder(folder)
     except StoreBusyError:
         return False
     except OSError as error:
@@ -141,7 +142,7 @@ def _recommit(store: ActivationStore, array: StoredArray, chunk: int) -> bool:
     return True
 
 
-def record_of(root: Path, array: StoredArray, bounds: np.ndarray, chunk: int) -> CommitRecord | None:
+def record_of(root: Place, array: StoredArray, bounds: np.ndarray, chunk: int) -> CommitRecord | None:
     """Return the record of a chunk whose file alone proves it, else None."""
     spec = array.spec
     file = spec.chunk_file(root, chunk)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from .commits import CommitLog
-from .durable import sync_file, sync_folder, temporary
+from .creation import build, make_folders, occupied
 from .errors import StoreError, disk_error, unknown_name
 from .labels import LabelColumn, read_label, starts_of
 from .layout import (
@@ -23,17 +19,15 @@ from .layout import (
     Header,
     StoredArray,
     check_there,
-    columns_of,
     make_header,
     read_header,
-    skeleton,
 )
 from .metadata import complete_skeleton, read_ids, read_lengths
 from .origin import VOLATILE, canonical_json, sha256
 from .plan import PointInfo, StorePlan, differences
 from .ranges import Ranges, samples_touching
 from .reading import ChunkedArray
-from .remote import Place, local, place_of
+from .remote import Place, RemotePath, place_of, writable
 from .rows import RowArray
 from .writer import Writer
 
@@ -68,26 +62,18 @@ class ActivationStore:
             StoreError: something else is at `path` (the message says what differs), or the disk is full or
             read-only. ValueError: a label is not valid Unicode.
         """
-        root = local(place_of(path))
+        root = writable(place_of(path))
         header = make_header(plan)
-        if _occupied(root):
-            return cls._existing(root, plan, header, exist_ok)
-        new = temporary(root.absolute())
         try:
-            _build(new, plan, header)
-            new.rename(root)
-            sync_folder(root.absolute().parent)
+            taken = occupied(root)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _occupied(root):
-                return cls._existing(root, plan, header, exist_ok)
-            needed = sum(len(content) for _, content in skeleton(header, columns_of(plan)))
-            raise disk_error(error, root, needed) from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            raise disk_error(error, root, 0) from error
+        if taken or not build(root, plan, header):
+            return cls._existing(root, plan, header, exist_ok)
         return cls(root, header, "r+")
 
     @classmethod
-    def _existing(cls, root: Path, plan: StorePlan, wanted: Header, exist_ok: bool) -> Self:
+    def _existing(cls, root: Place, plan: StorePlan, wanted: Header, exist_ok: bool) -> Self:
         if not exist_ok:
             raise StoreError(
                 f"{root} exists already: pass exist_ok=True to resume it, or choose another path"
@@ -103,6 +89,8 @@ class ActivationStore:
         try:
             # The plan says what the metadata were, so damage to them ends here.
             complete_skeleton(root, header, plan)
+            if not isinstance(root, RemotePath):
+                make_folders(root, header)
         except OSError as error:
             raise disk_error(error, root, 2**20) from error
         return cls(root, header, "r+")
@@ -111,17 +99,20 @@ class ActivationStore:
     def open(cls, path: str | os.PathLike[str], mode: Mode = "r") -> Self:
         """Return the store at `path`, for reading ("r") or to resume writing ("r+").
 
-        A URL (`https://`, `s3://` and others that fsspec knows) is for reading; its files must be listable.
+        A URL is opened through fsspec; its files must be listable, and for writing its server must be able to
+        create an object only where there is none, as S3 and Google's storage are.
 
         Raises:
-            StoreError: nothing there, not a store, a newer schema version, or damaged metadata.
+            StoreError: nothing there, not a store, a newer schema version, damaged metadata, or no writing
+            where it was asked for.
             ValueError: another mode.
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
         root = place_of(path)
         if mode == "r+":
-            local(root)
+            read_header(root)
+            writable(root)
         return cls(root, read_header(root), mode)
 
     @property
@@ -262,7 +253,7 @@ class ActivationStore:
         if self.mode != "r+":
             raise StoreError(f"{self.path} is open for reading only: open it with mode='r+'")
         arrays = [(array, self.commits(array), self.bounds(array)) for array in self._arrays]
-        return Writer(local(self.path), self._header, self.samples, arrays, first_sample, last, depth)
+        return Writer(self.path, self._header, self.samples, arrays, first_sample, last, depth)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Return at most `count` disjoint sample ranges of about equal bytes, for as many writers.
@@ -307,37 +298,7 @@ class ActivationStore:
         return f"ActivationStore({str(self.path)!r}, {done}, points: {', '.join(self.points)})"
 
 
-def _occupied(root: Path) -> bool:
-    return root.is_file() or (root.is_dir() and any(root.iterdir()))
-
-
 def _comparable(header: Header) -> dict[str, Any]:
     stable = {key: value for key, value in header.provenance.items() if key not in VOLATILE}
     both: dict[str, Any] = json.loads(canonical_json({"plan": header.plan, "provenance": stable}))
     return {**both["plan"], "provenance": both["provenance"]}
-
-
-def _build(root: Path, plan: StorePlan, header: Header) -> None:
-    """Write the skeleton of a store at `root` and sync it; the syncs wait for the disk together.
-
-    Raises:
-        OSError: the disk is full, read-only or broken.
-    """
-    files = []
-    root.mkdir(parents=True)
-    for name, content in skeleton(header, columns_of(plan)):
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        files.append(file)
-    for array in header.arrays():
-        (root / "_commit" / array.spec.path).mkdir(parents=True, exist_ok=True)
-        (root / array.spec.path / "c").mkdir()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_sync, files))
-        list(pool.map(sync_folder, [Path(folder) for folder, _, _ in os.walk(root)]))
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        sync_file(opened.fileno())

@@ -101,7 +101,7 @@ def test_creating_over_something(tmp_path: Path) -> None:
 
 
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modegap.stores import store as module
+    from modegap.stores import creation as module
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -29,7 +29,6 @@ class Writers:
 
     def __init__(self, server: subprocess.Popen[str], path: Path, profile: Profile, n: int) -> None:
         self._server, self._path, self._profile, self._n = server, path, profile, n
-        self.pids: list[int] = []
 
     def _ask(self, line: str) -> str:
         assert self._server.stdin is not None
@@ -38,14 +37,13 @@ class Writers:
         self._server.stdin.flush()
         return self._server.stdout.readline()
 
-    def start(self, first: int, last: int) -> None:
-        self.pids.append(int(self._ask(f"{self._path} {self._profile} {self._n} {first} {last}")))
+    def start(self, first: int, last: int) -> int:
+        return int(self._ask(f"{self._path} {self._profile} {self._n} {first} {last}"))
 
     def wait(self) -> dict[int, int]:
         """Exit code of each, once all have ended."""
-        ended = dict(tuple(map(int, pair.split(":"))) for pair in self._ask("wait").split())
-        self.pids.clear()
-        return ended
+        pairs = (pair.split(":") for pair in self._ask("wait").split())
+        return {int(pid): int(code) for pid, code in pairs}
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
@@ -75,8 +73,8 @@ def committed(path: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def check_reopened(path: Path, whole: ActivationStore, rng: random.Random) -> int:
-    """A store that was just opened shows whole committed samples and nothing else; return how many."""
+def check_reopened(path: Path, whole: ActivationStore, rng: random.Random) -> np.ndarray:
+    """A store that was just opened shows whole committed samples and nothing else; return which."""
     store = ActivationStore.open(path)
     assert verify(store, threads=1).ok
     complete = store.complete_samples()
@@ -90,70 +88,69 @@ def check_reopened(path: Path, whole: ActivationStore, rng: random.Random) -> in
             if stop > start:
                 with pytest.raises(NotCommittedError, match="is incomplete"):
                     ours.sample(sample)
-    return int(complete.sum())
+    return complete
 
 
-def kill_until_done(path: Path, profile: Profile, n: int, kills: int, longest: float, seed: int) -> None:
-    """Kill one of three writers, some, or all, `kills` times; each killed one is started again at once."""
-    plan = small_plan(n, profile=profile)
-    whole = make_store(path / "whole.zarr", plan)
-    sound = files_of(whole.path)
-    store = path / "killed.zarr"
-    rng = random.Random(seed)
+def kill_until_done(store: Path, whole: ActivationStore, longest: float, rng: random.Random) -> int:
+    """Write a store with three processes, killing one, two or all at random moments, until it is complete.
+
+    Returns how many were killed before their part was done. Each is started again at the next round.
+    """
+    n = len(whole.samples)
     parts = whole.parts(WRITERS)
     assert len(parts) == WRITERS
     seen: dict[str, tuple[int, int]] = {}
-    stages, killed = set(), 0
-    with writers(store, profile, n) as at_work:
-        while killed < kills:
-            for part in parts:
-                at_work.start(*part)
-            pids = list(at_work.pids)
+    complete = np.zeros(n, dtype=bool)
+    kills = 0
+    with writers(store, whole.header.profile, n) as at_work:  # type: ignore[arg-type]
+        while not complete.all():
+            busy = {at_work.start(*part) for part in parts if not complete[slice(*part)].all()}
             time.sleep(rng.random() * longest)
-            for pid in rng.sample(pids, rng.randint(1, WRITERS)):
+            for pid in rng.sample(sorted(busy), rng.randint(1, len(busy))):
                 at_work.kill(pid)
-                killed += 1
                 # The others go on meanwhile: what is read here is being written.
-                if store.exists() and rng.random() < 0.5:
+                if store.exists() and rng.random() < 0.3:
                     check_reopened(store, whole, rng)
-                else:
-                    time.sleep(rng.random() * longest / 3)
-            for pid in pids:
+            for pid in busy:
                 at_work.kill(pid)
-            assert set(at_work.wait().values()) <= {0, -signal.SIGKILL}
-            if not store.exists():
-                continue
-            now = committed(store)
-            assert seen.items() <= now.items()
-            seen = now
-            stages.add(len(now))
-            check_reopened(store, whole, rng)
-        print(f"{profile}: {killed} kills, committed chunks at each {sorted(stages)}")
-        total = sum(array.spec.n_chunks for array in whole.arrays)
-        assert len(stages) > 1, "the kills came before or after all the work"
-        assert min(stages) < total
-        for part in parts:
-            at_work.start(*part)
-        assert set(at_work.wait().values()) == {0}
-    finished = committed(store)
-    assert seen.items() <= finished.items()
-    assert check_reopened(store, whole, rng) == n
+            ended = at_work.wait()
+            assert set(ended.values()) <= {0, -signal.SIGKILL}
+            kills += sum(code != 0 for code in ended.values())
+            if store.exists():
+                now = committed(store)
+                assert seen.items() <= now.items()
+                # On a busy machine they may be killed before they write; they get more time then.
+                longest *= 1.0 if len(now) > len(seen) else 1.5
+                seen = now
+                complete = check_reopened(store, whole, rng)
     assert ActivationStore.open(store).content_hash() == whole.content_hash()
-    assert files_of(store) == sound
+    sound = files_of(whole.path)
+    # The last kill may have come between the last commit and the end of the writer.
+    found = {name: data for name, data in files_of(store).items() if not name.startswith("_owner/")}
+    assert found == sound
+    return kills
+
+
+def kill_many(path: Path, profile: Profile, n: int, kills: int, longest: float) -> None:
+    """Write stores, one after another, until so many writers have been killed."""
+    whole = make_store(path / "whole.zarr", small_plan(n, profile=profile))
+    done = stores = 0
+    while done < kills:
+        done += kill_until_done(path / f"{stores}.zarr", whole, longest, random.Random(stores))
+        stores += 1
+    print(f"{profile}: {done} writers killed, {stores} stores completed")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_ten_kills_of_three_writers(tmp_path: Path, profile: Profile) -> None:
-    kill_until_done(tmp_path, profile, n=500, kills=10, longest=0.15, seed=1)
+    kill_many(tmp_path, profile, n=400, kills=10, longest=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_two_hundred_kills_of_three_writers(tmp_path: Path, profile: Profile) -> None:
-    for seed in range(5):
-        (tmp_path / str(seed)).mkdir()
-        kill_until_done(tmp_path / str(seed), profile, n=1500, kills=40, longest=0.25, seed=seed)
+    kill_many(tmp_path, profile, n=1200, kills=200, longest=0.1)
 
 
 def test_two_processes_write_their_parts_at_once(tmp_path: Path) -> None:

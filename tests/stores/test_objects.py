@@ -68,7 +68,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 def objects_of(url: str) -> dict[str, bytes]:
     place = place_of(url)
     assert isinstance(place, RemotePath)
-    return {name: place.joinpath(name).read_bytes() for name in place.sizes()}
+    return place.read_many(list(place.sizes()))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -112,8 +112,9 @@ def test_interrupted_writers_resume(url: str, tmp_path: Path) -> None:
         fill(second, plan)
     again.refresh()
     assert again.n_complete == 20
-    assert objects_of(url) == files_of(local.path)
-    assert all(objects_of(url)[name] == data for name, data in done.items())
+    finished = objects_of(url)
+    assert finished == files_of(local.path)
+    assert done.items() <= finished.items()
 
 
 def test_ranges_are_claimed(url: str) -> None:

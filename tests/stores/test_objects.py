@@ -24,6 +24,7 @@ from modegap.stores import (
     DamagedChunkError,
     StoreBusyError,
     StoreError,
+    StorePlan,
     ahead,
     info,
     repair,
@@ -34,6 +35,11 @@ from modegap.stores.remote import RemotePath, place_of
 
 fsspec = pytest.importorskip("fsspec")
 PROFILES: list[Profile] = ["raw", "sharded", "archive"]
+
+
+def few(n: int = 20, **options: Any) -> StorePlan:
+    """A plan of fewer objects: every one is a request."""
+    return small_plan(n, chunk_bytes=400, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def objects_of(url: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_same_bytes_as_on_a_disk(url: str, tmp_path: Path, profile: Profile) -> None:
-    plan = small_plan(6, profile=profile)
+    plan = few(6, profile=profile)
     local = make_store(tmp_path / "s.zarr", plan)
     store = ActivationStore.create(url, plan)
     with store.writer(depth=8) as writer:
@@ -88,7 +94,7 @@ def test_the_same_bytes_as_on_a_disk(url: str, tmp_path: Path, profile: Profile)
     with pytest.raises(StoreError, match="exists already"):
         ActivationStore.create(url, plan)
     with pytest.raises(StoreError, match="made with another plan"):
-        ActivationStore.create(url, small_plan(8), exist_ok=True)
+        ActivationStore.create(url, few(8), exist_ok=True)
 
 
 def test_interrupted_writers_resume(url: str, tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_interrupted_writers_resume(url: str, tmp_path: Path) -> None:
 
 
 def test_ranges_are_claimed(url: str) -> None:
-    plan = small_plan()
+    plan = few()
     store = ActivationStore.create(url, plan)
     with store.writer(5, 12):
         for first, last in [(5, 12), (0, 6), (11, 20), (0, 20)]:
@@ -145,7 +151,7 @@ def test_ranges_are_claimed(url: str) -> None:
 
 
 def test_of_many_claims_at_once_no_two_overlap(url: str) -> None:
-    store = ActivationStore.create(url, small_plan())
+    store = ActivationStore.create(url, few())
     won: list[Any] = []
     barrier = threading.Barrier(6)
 
@@ -210,7 +216,7 @@ def test_damage_is_repaired(url: str, tmp_path: Path) -> None:
 
 def test_two_processes_create_one_store(url: str) -> None:
     """One with another plan that comes in between is told so; one with the same plan completes it."""
-    plan, other = small_plan(4), small_plan(6)
+    plan, other = few(4), few(6)
     ActivationStore.create(url, plan)
     place = place_of(url)
     assert isinstance(place, RemotePath)
@@ -371,12 +377,12 @@ def test_reading_ahead_follows_the_reader() -> None:
 
 def test_a_killed_process_leaves_a_store_that_goes_on(s3: str, tmp_path: Path) -> None:
     """A process of its own writes to the server and is killed."""
-    url, plan = f"{s3}/killed.zarr", small_plan(40)
+    url, plan = f"{s3}/killed.zarr", few(40)
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from store_material import fill, small_plan\n"
         "from modegap.stores import ActivationStore\n"
-        "plan = small_plan(40)\n"
+        "plan = small_plan(40, chunk_bytes=400)\n"
         "store = ActivationStore.create(sys.argv[1], plan, exist_ok=True)\n"
         "with store.writer() as writer:\n"
         "    print('writing', flush=True)\n"

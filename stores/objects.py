@@ -17,7 +17,7 @@ Staged = tuple[Path, bool] | None
 class Publishing(Protocol):
     """What puts a chunk, and then its commit record, where they belong."""
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes]) -> Staged:
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
         """Store a chunk's content; return what `publish` needs of it."""
 
     def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
@@ -31,13 +31,13 @@ class LocalPublisher:
         """Start with nothing waiting."""
         self._publisher = Publisher()
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes]) -> Staged:
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
         """Write a chunk to a synced temporary file.
 
         Raises:
             OSError: the disk is full, read-only or broken.
         """
-        return self._publisher.stage_chunk(local(file), parts)
+        return self._publisher.stage_chunk(local(file), parts, nbytes)
 
     def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
         """Return once the chunk and its commit record are in place and on the disk.
@@ -57,7 +57,7 @@ class ObjectPublisher:
     it begins, when its claim keeps all others out.
     """
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes]) -> Staged:
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
         """Create the object of a chunk.
 
         Raises:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -12,7 +14,7 @@ import numpy as np
 
 from .commits import CommitLog
 from .creation import build, make_folders, occupied
-from .errors import StoreError, disk_error, unknown_name
+from .errors import DamagedChunkError, StoreError, disk_error, unknown_name
 from .labels import LabelColumn, read_label, starts_of
 from .layout import (
     SCHEMA_VERSION,
@@ -150,13 +152,15 @@ class ActivationStore:
     @cached_property
     def samples(self) -> list[str]:
         """The sample ids, stored or not."""
-        return read_ids(self.path, self._header)
+        with self._still_there():
+            return read_ids(self.path, self._header)
 
     @cached_property
     def labels(self) -> dict[str, LabelColumn]:
         """The label columns by name."""
         planned = self._header.plan["labels"]
-        found = {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+        with self._still_there():
+            found = {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
         for name, column in found.items():
             if len(column.values) != self._header.n_samples:
                 raise StoreError(f"label {name!r} has {len(column.values)} values: run `modegap verify`")
@@ -166,7 +170,17 @@ class ActivationStore:
     def _starts(self) -> dict[str, np.ndarray]:
         """First row of each sample, by stream."""
         streams = self._header.plan["streams"]
-        return {name: starts_of(read_lengths(self.path, self._header, name)) for name in streams}
+        with self._still_there():
+            return {name: starts_of(read_lengths(self.path, self._header, name)) for name in streams}
+
+    @contextmanager
+    def _still_there(self) -> Iterator[None]:
+        """Say that the store is gone where that is why something of it is missing."""
+        try:
+            yield
+        except DamagedChunkError:
+            self.check_there()
+            raise
 
     def check_there(self) -> None:
         """Return if the store is still where it was opened.

@@ -143,7 +143,7 @@ def kill_many(path: Path, profile: Profile, n: int, kills: int, longest: float) 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_ten_kills_of_three_writers(tmp_path: Path, profile: Profile) -> None:
-    kill_many(tmp_path, profile, n=400, kills=10, longest=0.1)
+    kill_many(tmp_path, profile, n=240, kills=10, longest=0.08)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_store_io_reports_every_goal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store_cases, "PASSES", 1)
     monkeypatch.setattr(store_io, "memory", lambda path: {"1 threads": 0.5})
     monkeypatch.setattr(
-        sys, "argv", ["store_io", "--mib", "32", "--rounds", "1", "--seconds", "0", "--dir", str(tmp_path),
+        sys, "argv", ["store_io", "--mib", "32", "--write-mib", "32", "--rounds", "1", "--seconds", "0", "--dir", str(tmp_path),
                       "--json", str(tmp_path / "r.json")]
     )  # fmt: skip
     store_io.main()

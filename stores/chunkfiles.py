@@ -13,7 +13,7 @@ import numpy as np
 
 from .checksum import TRAILER, combine, crc32c, trailer
 from .commits import CommitLog, CommitRecord
-from .errors import DamagedChunkError
+from .errors import DamagedChunkError, unreadable
 from .handles import Handle, opened, size_of
 from .remote import Place, RemotePath
 from .zarrjson import BLOSC, ArraySpec
@@ -88,7 +88,7 @@ def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bo
     try:
         size = size_of(spec.chunk_file(root, chunk))
         return size == (file_bytes(spec, chunk) or log.record(chunk).bytes)
-    except (FileNotFoundError, DamagedChunkError):
+    except (FileNotFoundError, NotADirectoryError, DamagedChunkError):
         return False
 
 
@@ -128,13 +128,19 @@ def read_block(
 
 
 def _said(file: Place | str, read: Callable[[Handle], str | None]) -> str | None:
-    """Return what `read` says of an open file, or why it cannot be read."""
+    """Return what `read` says of an open file, or why it cannot be read.
+
+    Raises:
+        StoreError: it may not be read, or the server does not answer: that is no damage.
+    """
     try:
         with opened(file) as handle:
             return read(handle)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "its file is missing"
     except OSError as error:
+        if isinstance(file, RemotePath) or isinstance(error, PermissionError):
+            raise unreadable(file, error) from error
         return f"its file cannot be read ({error.strerror or error})"
 
 

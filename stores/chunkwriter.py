@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from .commits import CommitLog, CommitRecord
 from .errors import StoreError, disk_error
 from .filling import Filling
 from .layout import StoredArray
-from .publishing import Publisher
+from .objects import Publishing
 from .ranges import samples_holding, samples_touching
+from .remote import Place
 from .values import absmax
 from .zarrjson import ArraySpec
 
@@ -30,9 +30,9 @@ class Committer:
     itself.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, publisher: Publishing) -> None:
         """Start with no thread and no buffer; both are made on demand and reused."""
-        self.publisher = Publisher()
+        self.publisher = publisher
         self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
         self._slots = threading.BoundedSemaphore(depth)
         self._free: dict[int, list[np.ndarray]] = {}
@@ -87,7 +87,7 @@ class ChunkWriter:
         bounds: int64 [samples + 1], first row of each sample.
     """
 
-    root: Path
+    root: Place
     array: StoredArray
     log: CommitLog
     wanted: np.ndarray

@@ -51,7 +51,8 @@ class Publisher:
             OSError: the disk is full, read-only or broken; no temporary file stays.
         """
         new_folder = not file.parent.exists()
-        file.parent.mkdir(parents=True, exist_ok=True)
+        # Not its parents: where those are gone, the store is, and must not seem to be there again.
+        file.parent.mkdir(exist_ok=True)
         return stage_file(file, parts, nbytes), new_folder
 
     def publish(

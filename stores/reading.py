@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .ahead import ReadAhead
 from .buffers import aligned_empty, bytes_of
 from .chunkfiles import read_block, read_part
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
-from .layout import StoredArray
+from .layout import StoredArray, check_there
 from .ranges import Ranges
 from .remote import Place, RemotePath
 
@@ -32,6 +33,11 @@ class ChunkedArray:
         self._last = threading.local()
         self._prefix = None if isinstance(root, RemotePath) else f"{root / array.spec.path / 'c'}{os.sep}"
         self._suffix = f"{os.sep}0" * (len(array.spec.shape) - 1)
+        self._ahead = (
+            ReadAhead(self._fetch, self.spec.block_bytes, self._exists)
+            if isinstance(root, RemotePath)
+            else None
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -85,8 +91,12 @@ class ChunkedArray:
             DamagedChunkError: its file is missing, has another size, or fails a checksum.
         """
         record, chunk = self.record(block), block // self.spec.parts
-        reason = read_block(self._file(chunk), self.spec, block, bytes_of(out), record, threads)
+        if self._ahead is not None:
+            reason = self._ahead.read(block, bytes_of(out))
+        else:
+            reason = read_block(self._file(chunk), self.spec, block, bytes_of(out), record, threads)
         if reason is not None:
+            check_there(self._root)
             start, stop = self.spec.rows_of_block(block)
             first, last = self._ranges.sample_of_rows(start, stop)[[0, -1]].tolist()
             what = "shard" if self.spec.inner_rows else "chunk"
@@ -94,6 +104,13 @@ class ChunkedArray:
                 f"{what} {chunk} ({self.describe_rows(start, stop)}, samples {self._ids[first]!r} to "
                 f"{self._ids[last]!r}) is damaged, {reason}: run `modegap repair`, then resume to rewrite it"
             )
+
+    def _fetch(self, block: int, content: memoryview) -> str | None:
+        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        return read_block(file, self.spec, block, content, self.record(block))
+
+    def _exists(self, block: int) -> bool:
+        return block < self.spec.n_blocks and bool(self._log.committed[block // self.spec.parts])
 
     def load_unchecked(self, block: int, out: np.ndarray) -> None:
         """Fill `out` as `load` does, without the checksums; a compressed block is loaded with them.

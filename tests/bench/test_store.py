@@ -73,10 +73,9 @@ def test_store_io_reports_every_goal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store_cases, "PAPER_SAMPLES", 2)
     monkeypatch.setattr(store_cases, "PASSES", 1)
     monkeypatch.setattr(store_io, "memory", lambda path: {"1 threads": 0.5})
-    monkeypatch.setattr(
-        sys, "argv", ["store_io", "--mib", "32", "--write-mib", "32", "--rounds", "1", "--seconds", "0", "--dir", str(tmp_path),
-                      "--json", str(tmp_path / "r.json")]
-    )  # fmt: skip
+    sizes = ["--mib", "32", "--write-mib", "32", "--rounds", "1", "--seconds", "0"]
+    places = ["--dir", str(tmp_path), "--json", str(tmp_path / "r.json")]
+    monkeypatch.setattr(sys, "argv", ["store_io", *sizes, *places])
     store_io.main()
     capsys.readouterr()
     report = json.loads((tmp_path / "r.json").read_text())

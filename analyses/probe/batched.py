@@ -126,7 +126,7 @@ def _finish(
         solution = _continue(problem, solution, tol, max_iter)
     weights = problem.primal(solution.coefficients.to(problem.z.dtype))
     rows = tested if request.held is None else problem.z[_index(request.held, problem.z)]
-    logits = (rows @ weights).double() + solution.intercept.double()
+    logits = (rows @ weights.T).double() + solution.intercept.double()
     return Fitted(
         logits.cpu().numpy(),
         solution.iterations,
@@ -137,9 +137,9 @@ def _finish(
 
 
 def gradient(problem: Problem, weights: torch.Tensor, intercept: torch.Tensor) -> float:
-    """max |gradient of the mean loss| of weights [d, K] and intercepts [K], in fp64 from the rows.
+    """max |gradient of the mean loss| of weights [K, d] and intercepts [K], in fp64 from the rows.
 
-    With two classes the first column is that of the class whose logit is 0.
+    With two classes the first row is that of the class whose logit is 0.
     """
     wide, shift = weights.double(), intercept.double()
     rows = torch.arange(len(problem.z), device=wide.device) if problem.index is None else problem.index
@@ -148,12 +148,12 @@ def gradient(problem: Problem, weights: torch.Tensor, intercept: torch.Tensor) -
     shifts = torch.zeros_like(shift)
     for some, own in zip(torch.split(rows, 256), torch.split(codes, 256), strict=True):
         z = problem.z[some].double()
-        residual = torch.softmax(z @ wide + shift, dim=1)
+        residual = torch.softmax(z @ wide.T + shift, dim=1)
         residual.scatter_add_(1, own[:, None], residual.new_full((len(own), 1), -1))
-        slopes.addmm_(z.T, residual)
+        slopes.addmm_(residual.T, z)
         shifts += residual.sum(0)
     first = int(problem.classes == 2)
-    top = torch.maximum(slopes[:, first:].abs().max(), shifts[first:].abs().max())
+    top = torch.maximum(slopes[first:].abs().max(), shifts[first:].abs().max())
     return float(top) / len(rows)
 
 

@@ -1,8 +1,8 @@
-"""L-BFGS on the weights W = Z'A, in the coefficients A.
+"""L-BFGS on the weights W = A Z, in the coefficients A [K, n].
 
-The gradient in W is Z'g with g = A + C (P - Y), and inner products of weights are <a, b> = tr a'G b. Every vector
+The gradient in W is g Z with g = A + C (P - Y), and inner products of weights are <a, b> = tr a G b'. Every vector
 is kept as its coefficients and its product with G; a direction is a combination of stored vectors, so its product
-is the same combination, and an iteration needs one product, G (P - Y). The two loops run on the matrix of inner
+is the same combination, and an iteration needs one product, (P - Y) G. The two loops run on the matrix of inner
 products (as in Chen, Wang and Zhou, "Large-scale L-BFGS using MapReduce", 2014). Memory, first step and the Wolfe
 constants are those of L-BFGS-B, which scikit-learn calls, so that the iterates are its iterates up to rounding.
 """
@@ -24,7 +24,7 @@ _DECREASE, _CURVATURE = 1e-3, 0.9
 # fp32 cross-entropies are known to about 1e-8 of their sum: a step may seem to go up by so much.
 _NOISE = 1e-7
 _TRIALS = 20
-_REFRESH = 50  # iterations after which G A is computed anew
+_REFRESH = 50  # iterations after which A G is computed anew
 
 Float = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Solution:
     """Where one problem's fit ended.
 
     Attributes:
-        coefficients: A [n, K]; the weights are Z'A [d, K]. With two classes the first column is 0.
+        coefficients: A [K, n]; the weights are A Z [K, d]. With two classes the first row is 0.
         intercept: b [K].
         iterations: of L-BFGS.
         gradient: max |gradient of the mean loss|, weights and intercepts, at these coefficients.
@@ -70,15 +70,15 @@ def minimise(
 
 
 class _Run:
-    """State of a batch. Vectors are [n K + K]: coefficients (or their product with G), then intercepts."""
+    """State of a batch. Vectors are [K n + K]: coefficients (or their product with G), then intercepts."""
 
     def __init__(self, batch: Batch, tol: float, start: Sequence[Solution] | None = None) -> None:
         self.batch, self.tol, self.iteration = batch, tol, 0
-        count, n, classes = batch.shape
+        count, classes, n = batch.shape
         like = batch.problems[0].z
         self.size = n * classes
         self.a = like.new_zeros(count, self.size + classes)  # A and b
-        self.product = torch.zeros_like(self.a)  # G A and b
+        self.product = torch.zeros_like(self.a)  # A G and b
         # 0: gradient; 1 + 2 j: step j, 2 + 2 j: change of the gradient along it
         self.basis = like.new_zeros(count, 1 + 2 * _MEMORY, self.size + classes)
         self.image = torch.zeros_like(self.basis)
@@ -96,9 +96,9 @@ class _Run:
         self.ratio = self.guess.copy()
         self.checked = np.zeros(count, dtype=np.int64)
         for b, solution in enumerate(start or ()):
-            rows, known = solution.coefficients.shape
-            grid = self.a[b, : self.size].view(n, classes)
-            grid[:rows, :known] = solution.coefficients.to(like.dtype)
+            known, rows = solution.coefficients.shape
+            grid = self.a[b, : self.size].view(classes, n)
+            grid[:known, :rows] = solution.coefficients.to(like.dtype)
             self.a[b, self.size : self.size + known] = solution.intercept.to(like.dtype)
         self._refresh()
         self._write_gradient()
@@ -156,7 +156,7 @@ class _Run:
         self.active &= ~again
 
     def check(self, which: NDArray[np.bool_]) -> None:
-        """Compute max |gradient| where asked; end what has converged, after computing its G A anew."""
+        """Compute max |gradient| where asked; end what has converged, after computing its A G anew."""
         found = self._gradient()
         passed = which & (found <= self.tol)
         if passed.any():
@@ -174,14 +174,14 @@ class _Run:
 
     def solutions(self) -> list[Solution]:
         """Every problem's, without the padding."""
-        count, n, classes = self.batch.shape
-        grid = self.a[:, : self.size].view(count, n, classes)
+        count, classes, n = self.batch.shape
+        grid = self.a[:, : self.size].view(count, classes, n)
         image = self.product[:, : self.size]
         penalty = host(torch.linalg.vecdot(self.a[:, : self.size], image)) / (2 * self.batch.strength)
         objective = host(self.loss) + penalty
         return [
             Solution(
-                coefficients=grid[b, :rows, : problem.classes],
+                coefficients=grid[b, : problem.classes, :rows],
                 intercept=self.a[b, self.size : self.size + problem.classes],
                 iterations=int(self.ended[b]),
                 gradient=float(self.reached[b]),
@@ -195,20 +195,20 @@ class _Run:
         return torch.from_numpy(values).to(self.a)
 
     def _gradient(self) -> Float:
-        count, n, classes = self.batch.shape
-        weights = self.batch.steepest(self.basis[:, 0, : self.size].view(count, n, classes))
+        count, classes, n = self.batch.shape
+        weights = self.batch.steepest(self.basis[:, 0, : self.size].view(count, classes, n))
         intercepts = host(self.basis[:, 0, self.size :].abs().amax(1))
         return np.asarray(np.maximum(weights, intercepts) / self.scale)
 
     def _logits(self, point: torch.Tensor) -> torch.Tensor:
-        count, n, classes = self.batch.shape
-        return point[:, : self.size].view(count, n, classes) + point[:, None, self.size :]
+        count, classes, n = self.batch.shape
+        return point[:, : self.size].view(count, classes, n) + point[:, self.size :, None]
 
     def _refresh(self) -> None:
-        """G A anew, against the drift of adding up steps, and what follows from it."""
-        count, n, classes = self.batch.shape
+        """A G anew, against the drift of adding up steps, and what follows from it."""
+        count, classes, n = self.batch.shape
         self.product[:, : self.size] = self.batch.times(
-            self.a[:, : self.size].view(count, n, classes)
+            self.a[:, : self.size].view(count, classes, n)
         ).flatten(1)
         self.product[:, self.size :] = self.a[:, self.size :]
         self.residual, self.loss = self.batch.residual(self._logits(self.product))
@@ -219,7 +219,7 @@ class _Run:
         size = self.size
         torch.addcmul(self.a[:, :size], strength, self.residual.flatten(1), out=self.basis[:, 0, :size])
         torch.addcmul(self.product[:, :size], strength, image, out=self.image[:, 0, :size])
-        self.basis[:, 0, size:] = strength * self.residual.sum(1)
+        self.basis[:, 0, size:] = strength * self.residual.sum(2)
         self.image[:, 0, size:] = self.basis[:, 0, size:]
 
     def _store_gradient(self, fresh: NDArray[np.int64]) -> None:

@@ -56,11 +56,11 @@ def test_same_optimum_as_scikit_learn_in_fp64(n: int, d: int, classes: int, C: f
     problem = Problem(t, codes, classes, C, gram=t @ t.T if gram else None)
     found = minimise([problem], tol=1e-7, max_iter=5000)[0]
     assert found.converged
-    mine = problem.primal(found.coefficients).double().numpy()
+    mine = problem.primal(found.coefficients).double().numpy().T
     reached = objective(z, codes, mine, found.intercept.double().numpy(), C)
     assert reached == pytest.approx(best, rel=1e-6)
     assert found.objective == pytest.approx(reached, rel=1e-6)
-    assert gradient(problem, torch.from_numpy(mine), found.intercept) <= 2e-7
+    assert gradient(problem, torch.from_numpy(mine.T), found.intercept) <= 2e-7
     # an optimum, not only its value: moving away in any direction costs
     for seed in range(3):
         step = 0.05 * np.random.default_rng(seed).standard_normal(mine.shape) * (mine != 0)
@@ -99,7 +99,7 @@ def test_side_by_side_is_one_by_one() -> None:
             alone = minimise([problem], tol=1e-6, max_iter=2000)[0]
             assert together.converged
             assert together.objective == pytest.approx(alone.objective, rel=1e-6)
-            assert together.coefficients.shape == (len(problem.codes), problem.classes)
+            assert together.coefficients.shape == (problem.classes, len(problem.codes))
 
 
 def test_some_rows_of_a_gram_matrix_are_a_problem_of_their_own() -> None:

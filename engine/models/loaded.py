@@ -14,6 +14,7 @@ from modegap.engine.datasets.base import Modality, Sample
 
 from .collate import Collator, Inputs
 from .points import HookPoint, select
+from .replay import ReplayEntry, replay_entry
 from .structure import Structure
 
 
@@ -69,6 +70,14 @@ class LoadedModel:
         return next(kinds, torch.float32)
 
     @property
+    def replay(self) -> ReplayEntry | None:
+        """Where stored adapter rows enter the decoder again; None if no decoder was found."""
+        token = None if self.modality == "text" else self.collator.media_token
+        known, _ = self._parameters()
+        axes = self._many_axes()
+        return replay_entry(self.model, self.structure, self.points, token, many_axes=axes, parameters=known)
+
+    @property
     def hidden_size(self) -> int | None:
         """Width of the decoder's hidden states; None if no decoder was found."""
         return None if self.structure is None else self.structure.hidden_size
@@ -119,6 +128,11 @@ class LoadedModel:
         if "use_cache" in known or anything:
             options.setdefault("use_cache", False)
         return self.model(**inputs.tensors, **options)
+
+    @property
+    def parameters(self) -> tuple[frozenset[str], bool]:
+        """Names that the model's forward takes, and whether it takes any other."""
+        return self._parameters()
 
     def _parameters(self) -> tuple[frozenset[str], bool]:
         """Names that the forward takes, and whether it takes any other; a PEFT wrapper's own says nothing."""

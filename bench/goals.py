@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
+from .peers import opacus_in
+
 Record = Mapping[str, Any]
 State = Literal["met", "missed", "not measured"]
 CHIP = "H100"
@@ -62,6 +66,8 @@ def _ablation() -> Sequence[Goal]:
 GOALS: Sequence[Goal] = (
     Goal("covariance", ratio=1.4, peer="torch.mm(x.T, x, out_dtype=float32)"),
     Goal("covariance", ratio=20.0, peer="torch.cov(x.float().T) * n"),
+    Goal("covariance fast", ratio=1.55, peer="torch.mm(x.T, x, out_dtype=float32)"),
+    Goal("covariance fast", ratio=20.0, peer="torch.cov(x.float().T) * n"),
     Goal("cross-covariance", ratio=1.0, peer="torch.mm(a.T, b, out_dtype=float32)"),
     *(Goal(f"projection energy K={K}", ratio=1.4, peer="(x @ U).float().square().sum(0)")
       for K in (64, 512, 4096, 8192)),
@@ -74,8 +80,9 @@ GOALS: Sequence[Goal] = (
     Goal("masked mean", floor=0.92),
     Goal("masked mean", ratio=10.0, peer="(x.float() * m).sum(1) / n"),
     Goal("shift and cast", ms=0.393),  # 6 ns a row of 4,096
-    Goal("ghost norms T=512", ratio=2.5, peer="Opacus ghost norms"),
-    Goal("ghost norms T=2048", ratio=2.5, peer="Opacus ghost norms"),
+    *(Goal(f"ghost norms T={T}", ratio=2.5, peer=opacus_in(dtype))
+      for T in (512, 2048) for dtype in (torch.float32, torch.bfloat16)),
+    Goal("ablation K=256 (error: leakage)", ratio=1.0, peer="torch.addmm half"),
 )  # fmt: skip
 
 EXPLAINED: Mapping[str, str] = {

@@ -18,7 +18,7 @@ from .host import by_rows, one_thread
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
-from .stage import shift_of, stage
+from .stage import shift_of, stage, stage_and_sum
 from .workspace import Workspace
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "register",
     "shift_of",
     "stage",
+    "stage_and_sum",
 ]

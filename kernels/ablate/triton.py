@@ -19,13 +19,14 @@ Above 128 directions the products dominate: c by the library in fp32, the rest b
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, device_of, pick
+from .._triton.config import Config, capability, device_of, pick
 from .._triton.split import SCALE, Split, split
 from ..dispatch import register
 
@@ -59,9 +60,9 @@ FULL = {
 MANY = {
     80: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=2),
     86: Config({"BM": 64, "BD": 64, "BK": 32}, warps=4, stages=2),
-    90: Config({"BM": 128, "BD": 128, "BK": 64}, warps=8, stages=3),
+    90: Config({"BM": 128, "BD": 256, "BK": 32}, warps=8, stages=3),
 }
-"""fp16 and bf16 states, more than 128 directions."""
+"""fp16 and bf16 states, more directions."""
 
 
 @triton.jit
@@ -185,6 +186,10 @@ def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
     if not z.is_cuda or z.dtype is torch.float64 or (torch.is_grad_enabled() and U.requires_grad):
         return None
     K = U.shape[1]
+    if _hopper(z, K) is not None:
+        return "warp-specialised Hopper kernel, " + (
+            "one part" if U.dtype is z.dtype else "high and low parts"
+        )
     if K <= MOST:
         return "fused, high and low parts" if z.dtype is not torch.float32 else "fused, tf32 x 3"
     if z.dtype is torch.float32 or not _HALF_TO_FLOAT:
@@ -220,15 +225,41 @@ def _ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
     if not (len(rows) and K):
         return out.copy_(rows).view(z.shape)
     with device_of(z):
-        if K > MOST:
+        hopper = _hopper(rows, K)
+        if hopper is not None:
+            cut = split(U, z.dtype, _padded(K), scale=SCALE, transposed=True)
+            low = None if U.dtype is z.dtype else cut.low
+            hopper.launch(rows, cut.high, low, float(cut.scale), out)
+        elif K > MOST:
             _by_gemm(rows, split(U, z.dtype, triton.cdiv(K, 16) * 16, scale=SCALE), out)
         else:
             _fused(rows, U, out)
     return out.view(z.shape)
 
 
+def _padded(K: int) -> int:
+    return max(16, int(triton.next_power_of_2(K)))
+
+
+def _hopper(rows: torch.Tensor, K: int) -> Any:
+    """The Hopper kernel where it can run these rows, else None."""
+    if not rows.is_cuda or capability(rows.device) != 90 or rows.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    hopper = _hopper_module()
+    return hopper if hopper is not None and max(hopper.SHAPES) >= K and hopper.serves(rows) else None
+
+
+@lru_cache(maxsize=1)
+def _hopper_module() -> Any:
+    try:
+        from . import hopper
+    except (ImportError, AttributeError):  # Triton without Gluon, or another one
+        return None
+    return hopper
+
+
 def _fused(rows: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
-    padded = max(16, triton.next_power_of_2(U.shape[1]))
+    padded = _padded(U.shape[1])
     low = rows.dtype is not torch.float32
     cut = split(U, rows.dtype, padded, scale=SCALE)
     table = HALF if low else FULL

@@ -21,7 +21,7 @@ from ..dispatch import register
 GRAM = {
     80: Config({"BT": 128, "BK": 64}, warps=8, stages=3),
     86: Config({"BT": 64, "BK": 64}, warps=4, stages=3),
-    90: Config({"BT": 128, "BK": 64}, warps=8, stages=3),
+    90: Config({"BT": 128, "BK": 64}, warps=8, stages=4),
 }
 ENTRIES = {
     80: Config({"BN": 128, "BK": 64}, warps=8, stages=3),

@@ -28,7 +28,7 @@ NARROW = {
     90: Config({"BM": 128, "BN": 64, "BK": 64}, warps=8, stages=5),
 }
 """K up to 64, high and low parts: bound by reading x."""
-SINGLE = {80: NARROW[80], 86: NARROW[86], 90: Config({"BM": 128, "BN": 64, "BK": 128}, warps=8, stages=4)}
+SINGLE = {80: NARROW[80], 86: NARROW[86], 90: Config({"BM": 64, "BN": 64, "BK": 128}, warps=4, stages=6)}
 """The same with one product a tile."""
 WIDE = {
     80: Config({"BM": 128, "BN": 128, "BK": 32}, warps=8, stages=4),

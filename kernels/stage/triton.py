@@ -81,6 +81,7 @@ def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor)
     _run(x, shift, scale, out, None, None)
 
 
+@register("stage_and_sum", "triton", supports=_cuda)
 def stage_and_sum(
     x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,7 +96,7 @@ def _energy_specs(cc: int) -> Iterator[Spec]:
         "K": "i32",
         "columns": "i32",
     }
-    yield Spec("energy finish", energy.energy_finish_kernel, finish, {"BB": 128, "BK": 8}, 4, 3)
+    yield _spec("energy finish", energy.energy_finish_kernel, finish, {}, energy.FINISH)
 
 
 def _ablate_specs(cc: int) -> Iterator[Spec]:

@@ -84,14 +84,14 @@ def _load_basis(
     BASIS: gl.constexpr,
 ):
     chunks = (d + BC - 1) // BC
-    kept = gl.minimum(chunks, KEPT)
+    rest = gl.maximum(chunks - KEPT, 0)
     PARTS: gl.constexpr = 2 if LOW else 1
     it = 0
     for _tile in range(gl.program_id(0), (rows + 64 * GROUPS - 1) // (64 * GROUPS), gl.num_programs(0)):
         for i in range(2 * chunks):
             s = it % BASIS
             back = i - chunks
-            j = gl.where(back < 0, i, gl.where(back < kept, back, chunks - 1 + kept - back)) * BC
+            j = gl.where(back < 0, i, gl.where(back < rest, chunks - 1 - back, back - rest)) * BC
             mbarrier.wait(empty.index(s), ((it // BASIS) & 1) ^ 1)
             mbarrier.expect(full.index(s), PARTS * KP * BC * 2)
             if LOW:
@@ -166,9 +166,9 @@ def _multiply(
         three = 0
         for i in range(chunks):
             s = it % BASIS
-            here = i < kept
-            slot = gl.where(here, i, KEPT + ring % RING)
-            j = gl.where(here, i, chunks - 1 + kept - i)
+            here = i >= chunks - kept
+            slot = gl.where(here, i - (chunks - kept), KEPT + ring % RING)
+            j = gl.where(here, slot, chunks - 1 - i)
             z = zbuf.index(GROUPS * slot + GROUP)
             mbarrier.wait(ufull.index(s), (it // BASIS) & 1)
             part = warpgroup_mma(main, ubuf.index(PARTS * s), zero, use_acc=False, is_async=True)

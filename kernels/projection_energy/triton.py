@@ -41,6 +41,7 @@ PAIR = {
     90: Config({"BM": 128, "BN": 128, "BK": 64}, warps=8, stages=4),
 }
 """More, with high and low parts: two products a tile."""
+FINISH = Config({"BB": 512, "BK": 8}, warps=8)
 FP32 = {80: Config({"BM": 64, "BN": 64, "BK": 32}, warps=4, stages=2)}
 """fp32 rows, three tf32 products a tile."""
 
@@ -158,9 +159,7 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
             GROUP=GROUP,
             **config.launch,
         )
-        energy_finish_kernel[(triton.cdiv(K, 8),)](
-            part, sums, scale, blocks, K, columns, BB=128, BK=8, num_warps=4
-        )
+        energy_finish_kernel[(triton.cdiv(K, 8),)](part, sums, scale, blocks, K, columns, **FINISH.launch)
     if sums is not out:
         out.copy_(sums)
 

@@ -347,11 +347,11 @@ class Shape:
 
 
 SHAPES = {
-    16: Shape(width=128, groups=1, kept=4, ring=6, basis=6, stores=2),
+    16: Shape(width=128, groups=1, kept=8, ring=4, basis=3, stores=1),
     32: Shape(width=128, groups=1, kept=3, ring=6, basis=4, stores=2),
-    64: Shape(width=64, groups=2, kept=0, ring=7, basis=6, stores=2),
-    128: Shape(width=64, groups=2, kept=0, ring=6, basis=4, stores=2),
-    256: Shape(width=64, groups=2, kept=0, ring=6, basis=2, stores=2),
+    64: Shape(width=64, groups=2, kept=1, ring=7, basis=6, stores=2),
+    128: Shape(width=64, groups=2, kept=1, ring=5, basis=4, stores=2),
+    256: Shape(width=64, groups=2, kept=2, ring=4, basis=2, stores=1),
 }
 """By the number of directions, padded."""
 

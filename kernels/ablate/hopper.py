@@ -1,4 +1,26 @@
-"""z' = z - U U' z for Hopper, warp-specialised: three warps copy by TMA, one or two groups of warps multiply."""
+"""z' = z - U U' z for Hopper, warp-specialised: three warps copy by TMA, one or two groups of warps multiply.
+
+A program owns 64 rows (128 with two groups) and passes over their columns by chunks: c = z U, then, from the
+last chunk back, z - c U', written into the chunk's own buffer and from there to memory. The chunks read last
+are in L2 still; the first ones stay in shared memory and come last. Bytes: z once and what L2 no longer holds
+once more, z' once, U's parts from L2 twice a program's rows. Flops: 10 n d K (three products in the second
+pass for the two parts of c and U), 6 n d K where U has one part.
+
+Profile on one H100, 16,384 x 4096 fp16, high and low parts (the floor reads 134 MB and writes 134 MB):
+
+| K | time, us | read, MB | written, MB | tensor pipes active |
+|---|---|---|---|---|
+| 16 | 132 | 198 | 128 | 9% |
+| 64 | 148 | 251 | 130 | 36% |
+| 128 | 163 | 250 | 131 | 67% |
+| 256 | 235 | 252 | 134 | 90% |
+
+No spills, one program a multiprocessor. At K = 16 neither more kept rows (224 MB read without) nor deeper
+rings nor more stores under way gained over 3%.
+
+Written in Gluon, which Triton calls experimental: 3.6 and 3.9 were tried. triton.py falls back to the
+portable kernel where the import fails.
+"""
 
 # The bodies of kernels are not Python: they have no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -29,6 +51,7 @@ _copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_s
 
 @gluon.jit
 def _load_kept(dz, zbuf, full, empty, rows, d, GROUPS: gl.constexpr, BC: gl.constexpr, KEPT: gl.constexpr):
+    """The first chunks of each tile, once."""
     kept = gl.minimum((d + BC - 1) // BC, KEPT)
     for tile in range(gl.program_id(0), (rows + 64 * GROUPS - 1) // (64 * GROUPS), gl.num_programs(0)):
         turn = (tile - gl.program_id(0)) // gl.num_programs(0)
@@ -53,6 +76,7 @@ def _load_ring(
     KEPT: gl.constexpr,
     RING: gl.constexpr,
 ):
+    """The other chunks, upwards and then downwards."""
     rest = gl.maximum((d + BC - 1) // BC - KEPT, 0)
     it = 0
     for tile in range(gl.program_id(0), (rows + 64 * GROUPS - 1) // (64 * GROUPS), gl.num_programs(0)):
@@ -83,6 +107,7 @@ def _load_basis(
     KEPT: gl.constexpr,
     BASIS: gl.constexpr,
 ):
+    """U\'s parts for the chunks in the order in which the multiplying groups take them."""
     chunks = (d + BC - 1) // BC
     rest = gl.maximum(chunks - KEPT, 0)
     PARTS: gl.constexpr = 2 if LOW else 1
@@ -122,6 +147,7 @@ def _multiply(
     BASIS: gl.constexpr,
     STORES: gl.constexpr,
 ):
+    """One group of warps: 64 rows of each tile."""
     C: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, KP, 16]
     )
@@ -353,7 +379,7 @@ SHAPES = {
     128: Shape(width=64, groups=2, kept=1, ring=5, basis=4, stores=2),
     256: Shape(width=64, groups=2, kept=2, ring=4, basis=2, stores=1),
 }
-"""By the number of directions, padded."""
+"""By the number of directions, padded: the fastest of 28 on one H100 at d = 4096 and 8192."""
 
 
 def serves(z: torch.Tensor) -> bool:

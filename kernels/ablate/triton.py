@@ -1,17 +1,17 @@
-"""z' = z - U U' z: up to 128 directions in one kernel, which owns a few rows and reads them twice.
+"""z' = z - U U' z: on Hopper by TMA (hopper.py); elsewhere a program owns a few rows and reads them twice.
 
 U is cut into high and low half-precision parts, and c = z U too once each row is scaled by a power of two,
 so that what is left in the subspace is the rounding of z' (2.1e-4 of it in fp16; a half-precision addmm
-leaves 3.6e-4).
+leaves 3.6e-4). A U in the dtype of half-precision states has no low part.
 
-Triton rather than cuBLAS: addmm rounds c to half precision and takes as many passes. Bytes: z twice, z'
-once. The second read misses L2 where all rows are in flight at once (16,384 rows of 8 KiB are), which is
-the bound: three passes over HBM where the floor has two. On one H100, 16,384 x 4096 fp16, K = 16 / 64 /
-128: 0.60 / 0.50 / 0.42 of copy bandwidth, 1.9 / 1.6 / 1.4 times addmm; 2.5 times at K = 11 and 53, which
-addmm serves unaligned. A second pass in the opposite order, eviction hints, and two kernels with c in
-between were not faster.
+Triton rather than cuBLAS: addmm rounds c to half precision and takes more passes. On one H100, 16,384 x 4096
+fp16, K = 16 / 64 / 128 / 256: 0.66 / 0.60 / 0.54 / 0.38 of copy bandwidth, 2.1 / 1.9 / 1.7 / 1.25 times
+addmm; 2.8 times at K = 11, which addmm serves unaligned. The portable kernel reaches 0.59 / 0.50 / 0.42
+there: with all rows in flight at once its second read misses L2.
 
-Above 128 directions the products dominate: c by the library in fp32, the rest by tiles.
+More directions than a program can hold (256, portable 128): c by the library in fp32, the rest by tiles.
+That is half as fast as addmm at K = 512 (0.66 ms against 0.33) and is shipped all the same: addmm's rounding
+of c leaves 3.7e-4 of c in the subspace, which is not small where a massive direction is removed.
 """
 
 # The bodies of kernels are not Python: they have no types.

@@ -3,7 +3,8 @@
 Triton rather than cuBLAS: the library writes the n x K product and reads it again; the epilogue here keeps
 one fp32 partial sum a 128 rows and column, which are added in fp64 in a fixed order (no atomics). Flops 2 n
 d K (twice that where U is wider than the rows: high and low parts). Bytes: x once a 256 columns of U, from
-L2 after the first.
+L2 after the first. At K = 64 it is bound by reading x: on one H100 at 65,536 x 4096, 538 MB in 183 us, 0.97
+of copy bandwidth, and 5 us for the sums of the partial sums.
 """
 
 # The bodies of kernels are not Python: they have no types.

@@ -446,7 +446,7 @@ def test_nothing_is_allocated_beyond_results_and_stated_workspace() -> None:
     assert added(lambda: ghost_norms(a, a)) <= slack
     out, shift = torch.empty_like(x), torch.zeros(d, device="cuda")
     assert added(lambda: stage(x, shift, 1.0, out)) <= slack
-    assert added(lambda: stage_and_sum(x, shift, 1.0, out)) <= 4 * d * (n // 512) + 8 * d + slack
+    assert added(lambda: stage_and_sum(x, shift, 1.0, out)) <= 12 * d * (n // 512) + 8 * d + slack
     assert added(lambda: absmax(x)) <= 3 * 4 * d + slack
 
 

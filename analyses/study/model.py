@@ -10,12 +10,31 @@ from typing import Any
 
 from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
+from modegap.analyses.bound import BoundResult
+from modegap.analyses.distance import DistanceResult
+from modegap.analyses.gmi import GmiResult
+from modegap.analyses.gradproj import GradprojResult
+from modegap.analyses.lipschitz import LipschitzResult
+from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
 from modegap.analyses.saved import load_result
+from modegap.analyses.swap import SwapResult
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
+# Results that a study has once, by the field that holds them.
+_ONCE: dict[str, type] = {
+    "ablation": AblationResult,
+    "probes": ProbeResult,
+    "distances": DistanceResult,
+    "pertype": PertypeResult,
+    "lipschitz": LipschitzResult,
+    "gradproj": GradprojResult,
+    "swap": SwapResult,
+    "gmi": GmiResult,
+    "bound": BoundResult,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +46,13 @@ class Study:
         modes: alignments, the first being the one that the headline quotes.
         probes: probes along the hook points.
         ablation: the causal ablation.
+        lipschitz: gradient norms of the decoder.
+        gradproj: its sensitivity along the modes.
+        swap: what it notices of a swapped class component.
+        gmi: what it can use.
+        bound: the bounds beside the measured gap.
+        distances: distances between the modal and the text law.
+        pertype: where the classes of each label differ.
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
@@ -36,6 +62,13 @@ class Study:
     modes: tuple[Modes, ...] = ()
     probes: ProbeResult | None = None
     ablation: AblationResult | None = None
+    lipschitz: LipschitzResult | None = None
+    gradproj: GradprojResult | None = None
+    swap: SwapResult | None = None
+    gmi: GmiResult | None = None
+    bound: BoundResult | None = None
+    distances: DistanceResult | None = None
+    pertype: PertypeResult | None = None
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -64,7 +97,7 @@ def load_study(folder: str | Path) -> Study:
         if isinstance(result, Modes):
             modes.append(result)
             continue
-        kind = "ablation" if isinstance(result, AblationResult) else "probes"
+        kind = next(name for name, cls in _ONCE.items() if isinstance(result, cls))
         if kind in once:
             raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
         once[kind] = result

@@ -109,7 +109,7 @@ class RemoteEntryNotFoundError(OSError): ...
         (RepositoryNotFoundError("404"), "check the spelling"),
         (
             RemoteEntryNotFoundError("404: no config.json"),
-            "lacks a file of its published layout (404: no config",
+            "lacks a file of its published layout",
         ),
         (ImportError("requires the sentencepiece library"), "pip install sentencepiece protobuf"),
         (

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from modegap.engine.capture import ExtractConfig, extract
 from modegap.engine.datasets import ListDataset
-from modegap.engine.models import adopt, load, trial
+from modegap.engine.errors import EngineError
+from modegap.engine.models import adopt, load, target_nll, trial
+from modegap.engine.replay import Replay, open_source
 
 made = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("families.py"))))
 pub = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
@@ -152,7 +155,6 @@ REAL = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", REAL)
 def test_a_saved_family_is_loaded_captured_and_checked(kind: str, tmp_path: Path) -> None:
     if not hasattr(hf, kind):
@@ -175,3 +177,9 @@ def test_a_saved_family_is_loaded_captured_and_checked(kind: str, tmp_path: Path
     store = extract(config, model=loaded, data=ListDataset(samples, name="small"))
     counts = [loaded.collate([sample]).media_counts[0] for sample in samples]
     assert store.rows("adapter_output").shape == (sum(counts), made.WIDTH)
+    if loaded.replay.unsupported is not None:
+        with pytest.raises(EngineError, match=r"cannot replay|cannot be replayed"):
+            Replay(loaded, open_source(loaded, store)).losses()
+        return
+    found = Replay(loaded, open_source(loaded, store), batch_size=3).losses()[0]
+    np.testing.assert_allclose(found, target_nll(loaded, samples, batch_size=1), rtol=5e-3)

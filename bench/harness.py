@@ -24,8 +24,6 @@ Device = Literal["cpu", "cuda"]
 Record = dict[str, object]
 SLOW_MS = 5e3
 """A provider that takes longer is not called again for its memory."""
-SPIN_S = 0.04
-"""Longer than OpenBLAS' threads look for more work (2^26 ticks of the clock)."""
 OURS = "modegap"
 """What the names of our own providers begin with."""
 
@@ -82,21 +80,34 @@ def measure(providers: Mapping[str, Sequence[Call]], repeats: int, warm: int = 3
     return times
 
 
+def settle(limit_s: float = 0.5) -> None:
+    """Wait until no thread of this process is busy.
+
+    OpenBLAS' threads spin for up to 0.1 s after a call, OpenMP's for 5 ms: a provider that comes next would
+    have one of two processors to itself.
+    """
+    end = time.perf_counter() + limit_s
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 0.001:
+            return
+
+
 def measure_host(
     providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 2.5
 ) -> dict[str, list[float]]:
     """Wall milliseconds on the host of every repeat, providers interleaved.
 
     A provider that has used up `budget_s` keeps what it has (one repeat at least): eigendecompositions take
-    minutes where products take milliseconds. The gate's call has warmed caches and thread pools. A pause goes
-    before each call: threads of OpenBLAS and OpenMP spin after their last one, on the next one's processors.
+    minutes where products take milliseconds. The gate's call has warmed caches and thread pools.
     """
     times: dict[str, list[float]] = {name: [] for name in providers}
     for turn in range(repeats):
         for name, calls in providers.items():
             if sum(times[name]) > budget_s * 1e3:
                 continue
-            time.sleep(SPIN_S)
+            settle()
             start = time.perf_counter()
             calls[(turn + 1) % len(calls)]()
             times[name].append((time.perf_counter() - start) * 1e3)

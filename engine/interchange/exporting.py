@@ -131,7 +131,7 @@ def _planned(arrays: dict[str, RowArray], *, wide: bool) -> tuple[dict[str, Plan
     sources: dict[str, Source] = {}
     for name, rows in arrays.items():
         scaled = any(rows.scale(chunk) != 1.0 for chunk in range(rows.n_chunks))
-        dtype = np.dtype(np.float32) if wide or scaled else rows.dtype
+        dtype: np.dtype = np.dtype(np.float32) if wide or scaled else rows.dtype
         planned[name] = Planned(rows.shape, dtype)
         sources[name] = lambda rows=rows, dtype=dtype: _blocks(rows, dtype)  # type: ignore[misc]
         lengths = rows.lengths()

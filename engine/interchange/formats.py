@@ -23,7 +23,11 @@ T = TypeVar("T", bound=str)
 
 SIDECAR = "modegap.json"
 LENGTH, IDS, MODALITY, POOLED = ".length", ".ids", ".modality", ".pooled"
-COLUMNS = {LENGTH: np.dtype(np.int64), IDS: np.dtype(np.int32), MODALITY: np.dtype(np.uint8)}
+COLUMNS: dict[str, np.dtype] = {
+    LENGTH: np.dtype(np.int64),
+    IDS: np.dtype(np.int32),
+    MODALITY: np.dtype(np.uint8),
+}
 """Arrays that belong to the token rows of a point: rows a sample, then token id and modality a row."""
 
 BLOCK_BYTES = 16 * 2**20

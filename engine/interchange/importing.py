@@ -247,6 +247,7 @@ class _Ahead:
         """Return rows `start` to `stop`."""
         if not self._start <= start <= stop <= self._start + len(self._block):
             end = min(max(stop, start + self._size), int(self._array.shape[0]))
+            self._block = self._block[:0].copy()  # not two blocks at a time
             self._block = np.asarray(self._array[start:end])
             self._start = start
         return self._block[start - self._start : stop - self._start]

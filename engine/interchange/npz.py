@@ -14,7 +14,7 @@ from modegap.engine.errors import EngineError
 
 from .formats import Rows
 
-_SKIP = 2**20
+_PIECE = 2**20
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class _Member:
             _header(self._file, self._name)
             self._at = 0
         while self._at < start * row:
-            self._at += len(self._read(min(_SKIP, start * row - self._at)))
+            self._at += len(self._read(min(_PIECE, start * row - self._at)))
         data = self._read((stop - start) * row)
         self._at += len(data)
         return data
@@ -93,7 +93,7 @@ class _Member:
         assert self._file is not None
         data = bytearray()
         while len(data) < count:
-            piece = self._file.read(min(count - len(data), 16 * _SKIP))
+            piece = self._file.read(min(count - len(data), _PIECE))
             if not piece:
                 raise EngineError(f"{self._name} ends early: the npz file is damaged, make it again")
             data += piece

@@ -12,7 +12,7 @@ import numpy as np
 
 from modegap.stores import ActivationStore
 
-from .formats import Format, Planned, attributes_of, h5py
+from .formats import POOLED, Format, Planned, attributes_of, h5py
 from .paper import write_samples
 
 Blocks = Callable[[str], Iterator[np.ndarray]]
@@ -86,5 +86,9 @@ def _hdf5(path: Path, planned: Mapping[str, Planned], blocks: Blocks, store: Act
             for block in blocks(name):
                 made[at : at + len(block)] = block
                 at += len(block)
-        widths = {name: array.shape[1] for name, array in planned.items() if len(array.shape) == 2}
+        widths = {
+            name: array.shape[1]
+            for name, array in planned.items()
+            if len(array.shape) == 2 and not name.endswith(POOLED)
+        }
         write_samples(file, store.samples, store.labels, widths, store.provenance)

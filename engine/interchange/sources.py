@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -165,7 +166,7 @@ def _mapped(folder: Path, name: str, entry: Mapping[str, Any]) -> Rows:
         raise ValueError(f"array {name!r} has the impossible shape {shape}")
     if 0 in shape:
         return np.empty(shape, entry["dtype"])
-    try:
-        return np.memmap(folder / f"{name}.bin", entry["dtype"], "r", shape=shape)
-    except OverflowError as error:
-        raise EngineError(f"cannot read {folder} as raw ({error})") from None
+    file, needed = folder / f"{name}.bin", math.prod(shape) * np.dtype(entry["dtype"]).itemsize
+    if file.stat().st_size < needed:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, its shape {shape} needs {needed}")
+    return np.memmap(file, entry["dtype"], "r", shape=shape)

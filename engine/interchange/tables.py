@@ -193,8 +193,7 @@ def write_dataset(
     view = _View(str(store.path), tuple(arrays), rows)
     count = len(store.samples)
     largest = max(sum(_sample_bytes(r) for r in arrays.values()), 1)
-    path.mkdir()
-    flat = path / "samples.arrow"
+    flat = path.with_name(f"{path.name}.samples")
     shown = not hub.are_progress_bars_disabled()
     hub.disable_progress_bars()
     try:
@@ -209,6 +208,7 @@ def write_dataset(
             writer.finalize()
         hub.Dataset.from_file(str(flat)).save_to_disk(str(path))
     finally:
+        # A data set maps it into memory, which on Linux outlives the name.
         flat.unlink(missing_ok=True)
         if shown:
             hub.enable_progress_bars()
@@ -294,11 +294,10 @@ class ListRows:
         self._nested = nested
         self.lengths = self._lengths()
         first = next((int(k) for k in np.flatnonzero(self.lengths)), None)
-        probe = np.empty((0,)) if first is None else self._values(first, first + 1)
-        self.dtype = probe.dtype
+        values, sizes = (np.empty(0), set()) if first is None else self._values(first, first + 1)
+        self.dtype = values.dtype
         rows = int(self.lengths.sum())
-        width = 1 if first is None else len(probe) // int(self.lengths[first])
-        self.shape: tuple[int, ...] = (rows,) if self._flat else (rows, width)
+        self.shape: tuple[int, ...] = (rows,) if self._flat else (rows, max([1, *filter(None, sizes)]))
         self._ends = np.cumsum(self.lengths)
 
     def _lengths(self) -> np.ndarray:
@@ -324,13 +323,16 @@ class ListRows:
             raise EngineError(f"column {self._name!r} has examples without a value: filter them out first")
         return column
 
-    def _values(self, start: int, stop: int) -> np.ndarray:
-        """Return the numbers of some examples, flat."""
+    def _values(self, start: int, stop: int) -> tuple[np.ndarray, set[int]]:
+        """Return the numbers of some examples, flat, and how many there are in the lists they are in."""
+        pc = optional("pyarrow.compute", _NEED, "datasets")
         column = self._column(start, stop)
+        sizes: set[int] = set()
         while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
+            sizes = set(pc.unique(pc.list_value_length(column)).to_pylist())
             column = column.flatten()
         found: np.ndarray = column.to_numpy(zero_copy_only=False)
-        return found
+        return found, sizes
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return some rows."""
@@ -341,11 +343,10 @@ class ListRows:
         last = int(np.searchsorted(self._ends, stop, side="left")) + 1
         begin = int(self._ends[first - 1]) if first else 0
         count = int(self._ends[last - 1]) - begin
-        values = self._values(first, last)
-        per_row = self.shape[1] if len(self.shape) > 1 else 1
-        if len(values) != count * per_row:
+        values, sizes = self._values(first, last)
+        if not self._flat and sizes - {self.shape[1]}:
             raise EngineError(
-                f"column {self._name!r} has rows of different widths in examples {first} to {last - 1}, "
-                f"expected {per_row}: pad them, or leave the column out"
+                f"column {self._name!r} has rows of {sorted(sizes, key=str)} numbers in examples {first} to "
+                f"{last - 1}, expected {self.shape[1]}: pad them, or leave the column out"
             )
         return values.reshape(count, *self.shape[1:])[start - begin : stop - begin]

@@ -23,6 +23,14 @@ class ProbeConfig:
         retention: (from, to) hook points of the retention.
         group: label column whose samples stay on one side of every split (a speaker, a scanned page), so that a
             probe cannot recognise the test samples' group instead of their class.
+        solver: `sklearn`, the reference; `batched`, the same problem by products with the rows' Gram matrix, in
+            torch; `auto` takes the faster one by the size of the work, and scikit-learn for the paper's law.
+        tol: a fit is done when max |gradient of the mean loss| is at most this, as in scikit-learn.
+        device: where the batched solver computes, `cuda` for one; None is the host.
+        calibration: folds inside the training part that the cross-entropy is calibrated on; 0 for none.
+        control: also fit random classes, for the selectivity: `samples` shuffles the classes over the samples, a
+            label column draws one class for each of its values.
+        level: coverage of the intervals.
 
     Raises:
         ValueError: an option out of its range.
@@ -38,6 +46,12 @@ class ProbeConfig:
     n_jobs: int = 1
     retention: tuple[str, str] = ("adapter_output", "llm_final")
     group: str | None = None
+    solver: Literal["auto", "sklearn", "batched"] = "auto"
+    tol: float = 1e-4
+    device: str | None = None
+    calibration: int = 3
+    control: str | None = None
+    level: float = 0.95
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -59,6 +73,18 @@ class ProbeConfig:
             raise ValueError(f"n_jobs: got {self.n_jobs}, expected at least 1")
         if self.max_iter is not None and self.max_iter < 1:
             raise ValueError(f"max_iter: got {self.max_iter}, expected at least 1")
+        if self.solver not in ("auto", "sklearn", "batched"):
+            raise ValueError(f"solver: got {self.solver!r}, expected 'auto', 'sklearn' or 'batched'")
+        if not self.tol > 0:
+            raise ValueError(f"tol: got {self.tol}, expected more than 0")
+        if self.calibration < 0 or self.calibration == 1:
+            raise ValueError(f"calibration: got {self.calibration}, expected 0 or at least 2 folds")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level: got {self.level}, expected a number between 0 and 1")
+        if self.solver == "sklearn" and self.device is not None and not self.device.startswith("cpu"):
+            raise ValueError(
+                f"solver='sklearn' computes on the host, got device={self.device!r}; drop one of the two"
+            )
 
     @property
     def iterations(self) -> int:

@@ -121,62 +121,6 @@ def main() -> None:
         "case": f"{POINTS} hook points x {len(LABELS)} labels x {len(SEEDS)} seeds, {args.rows} x {args.width}",
         "classes": LABELS,
         "gate": passed,
-        "measured": {
-            "ours": f"{args.points} of {POINTS} hook points",
-            "loop": f"{args.loop} seeds a label at 1 point",
-        },
-        "scaled": "times of the parts measured, multiplied up to the grid",
-        "tolerances": [],
-        "environment": environment(
-            "cuda" if (args.device or "").startswith("cuda") else "cpu", args.commit or None
-        ),
-    }
-    name = "probe_cuda.json" if (args.device or "").startswith("cuda") else "probe.json"
-    if (args.out / name).exists():  # other tolerances measured before
-        earlier = json.loads((args.out / name).read_text())["tolerances"]
-        result["tolerances"] = [entry for entry in earlier if entry["tol"] not in args.tol]
-    for tol in args.tol:
-        result["tolerances"].append(measure(args, tol))
-        print(json.dumps({k: v for k, v in result["tolerances"][-1].items() if k != "cells"}), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def measure(args: argparse.Namespace, tol: float) -> dict[str, Any]:
-    """Seconds of both for the grid at one tolerance, and the accuracies side by side."""
-    config = ProbeConfig(seeds=SEEDS, tol=tol, device=args.device, calibration=0, max_iter=3000)
-    x, labels = rows(args.rows, args.width, 0)
-    every = np.arange(args.rows)
-    cells = [Labelled(every, codes) for codes in labels]
-    list(fit_point(x[:300, :64].copy(), [Labelled(every[:300], np.arange(300) % 3)], config))  # imports
-    if config.on_device:
-        list(fit_point(x, cells, config))  # the device's libraries and its memory pool
-    seconds, scores = [], []
-    for point in range(args.points):
-        if point:
-            x = rows(args.rows, args.width, point)[0]
-        begun = time.perf_counter()
-        fits = list(fit_point(x, cells, config))
-        seconds.append(time.perf_counter() - begun)
-        scores.append([fit.scores for fit in fits])
-    x = rows(args.rows, args.width, 0)[0]
-    seeds, loop, compared = SEEDS[: args.loop], [], []
-    for codes, ours in zip(labels, scores[0], strict=True):
-        begun = time.perf_counter()
-        theirs = obvious(x, codes, seeds, tol)
-        loop.append((time.perf_counter() - begun) / len(seeds))
-        compared.append(_side_by_side(theirs, ours))
-    ours_total = statistics.fmean(seconds) * POINTS
-    loop_total = sum(loop) * len(SEEDS) * POINTS
-    return {
-        "tol": tol,
-        "seconds": {"modegap": ours_total, "loop": loop_total},
-        "ratio": loop_total / ours_total,
-        "a fit": {
-            "modegap": ours_total / (POINTS * len(LABELS) * len(SEEDS)),
-            "loop": statistics.fmean(loop),
-        },
-        "cells": compared,
         "scaled": "times of the parts measured, multiplied up to the grid",
         "tolerances": [],
         "environment": environment(
@@ -230,7 +174,7 @@ def measure(args: argparse.Namespace, tol: float) -> dict[str, Any]:
         },
         "cells": compared,
         "measured": {
-            "ours": f"{args.points} of {POINTS} hook points",
+            "modegap": f"{args.points} of {POINTS} hook points",
             "loop": f"{args.loop} seeds a label at 1 point",
         },
     }

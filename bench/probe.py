@@ -73,28 +73,28 @@ def gate(device: str | None) -> dict[str, float]:
     from modegap.analyses.probe.lbfgs import minimise
     from modegap.analyses.probe.problems import Problem
 
-    x, labels = rows(500, 640, 9)
+    x, labels = rows(260, 320, 9)
     excess, apart = 0.0, 0.0
     for codes in (labels[1], labels[0] % 5, labels[1] % 2):
-        z = StandardScaler().fit_transform(x[:400])
-        tested = (x[400:] - x[:400].mean(0)) / x[:400].std(0)
+        z = StandardScaler().fit_transform(x[:200])
+        tested = (x[200:] - x[:200].mean(0)) / x[:200].std(0)
         classes = int(codes.max()) + 1
         on = torch.from_numpy(z).to(device or "cpu")
-        problem = Problem(on, codes[:400], classes, 1.0, gram=on @ on.T)
+        problem = Problem(on, codes[:200], classes, 1.0, gram=on @ on.T)
         found = minimise([problem], tol=1e-7, max_iter=5000)[0]
         weights = problem.primal(found.coefficients).double().cpu().numpy().T
         shift = found.intercept.double().cpu().numpy()
-        model = LogisticRegression(tol=1e-9, max_iter=20000).fit(z.astype(np.float64), codes[:400])
+        model = LogisticRegression(tol=1e-9, max_iter=20000).fit(z.astype(np.float64), codes[:200])
         theirs, intercept = model.coef_.T, model.intercept_
         if classes == 2:
             theirs, intercept = np.c_[0 * theirs, theirs], np.r_[0, intercept]
         losses = []
         for w, b in ((weights, shift), (theirs, intercept)):
             log_p = log_softmax(z.astype(np.float64) @ w + b, axis=1)
-            losses.append(-log_p[np.arange(400), codes[:400]].sum() + (w**2).sum() / 2)
+            losses.append(-log_p[np.arange(200), codes[:200]].sum() + (w**2).sum() / 2)
         excess = max(excess, abs(losses[0] / losses[1] - 1))
         right = [
-            ((tested @ w + b).argmax(1) == codes[400:]).sum()
+            ((tested @ w + b).argmax(1) == codes[200:]).sum()
             for w, b in ((weights, shift), (theirs, intercept))
         ]
         apart = max(apart, abs(float(right[0] - right[1])))
@@ -134,8 +134,8 @@ def main() -> None:
     for tol in args.tol:
         result["tolerances"].append(measure(args, tol))
         print(json.dumps({k: v for k, v in result["tolerances"][-1].items() if k != "cells"}), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def measure(args: argparse.Namespace, tol: float) -> dict[str, Any]:

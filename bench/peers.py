@@ -16,7 +16,8 @@ from .harness import Call
 
 Peers = tuple[dict[str, list[Call]], dict[str, str]]
 IPCA_WIDTH = 1024
-"""IncrementalPCA takes an SVD of [batch, d] for each batch: minutes beyond this width on two cores."""
+"""IncrementalPCA takes an SVD of [batch, d] for each batch, dask-ml's PCA one of everything: minutes beyond this
+width on two cores."""
 
 
 def _module(name: str) -> ModuleType | None:
@@ -27,7 +28,10 @@ def _module(name: str) -> ModuleType | None:
 
 
 def covariance(inputs: Sequence[torch.Tensor]) -> Peers:
-    """Covariance (ddof 1) of fp16 host rows by scikit-learn and dask, both in fp64 as they choose it."""
+    """Covariance (ddof 1) of fp16 host rows by scikit-learn, dask and dask-ml, in fp64 as they choose it.
+
+    dask-ml has no covariance of its own; its PCA gives one, from an SVD of all rows by blocks.
+    """
     calls: dict[str, list[Call]] = {}
     missing: dict[str, str] = {}
     arrays = [x.numpy() for x in inputs]
@@ -55,7 +59,21 @@ def covariance(inputs: Sequence[torch.Tensor]) -> Peers:
             )
             for x in arrays
         ]
+    name = "dask-ml PCA (tsqr)"
+    dask_ml = _module("dask_ml.decomposition")
+    if dask is None or dask_ml is None:
+        missing[name] = "dask-ml is not installed"
+    elif width > IPCA_WIDTH:
+        missing[name] = f"its SVD of all rows takes minutes at width {width}"
+    else:
+        calls[name] = [lambda x=x: _dask_ml_covariance(dask, dask_ml, x) for x in arrays]
     return calls, missing
+
+
+def _dask_ml_covariance(dask: ModuleType, dask_ml: ModuleType, x: np.ndarray) -> np.ndarray:
+    rows = dask.from_array(x, chunks=(2048, -1)).astype(np.float64)
+    found: np.ndarray = dask_ml.PCA(n_components=x.shape[1], svd_solver="tsqr").fit(rows).get_covariance()
+    return found
 
 
 def gpu_covariance(inputs: Sequence[torch.Tensor]) -> Peers:
@@ -73,21 +91,32 @@ def gpu_covariance(inputs: Sequence[torch.Tensor]) -> Peers:
     return {name: [lambda x=x: call(x) for x in inputs]}, {}
 
 
-def ghost(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Peers:
-    """Per-sample norms of a linear weight's gradient by Opacus' ghost clipping and by torch.func."""
+def ghost(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> Peers:
+    """Per-sample norms of a linear weight's gradient by Opacus' ghost clipping and by torch.func.
+
+    Opacus keeps its Gram matrices in the dtype of the gradients; it gets them in each of `dtypes`.
+    """
     calls: dict[str, list[Call]] = {
         "torch.func vmap(grad)": [lambda a=a, g=g: _vmap_norms(a, g) for a, g in pairs]
     }
-    name = "Opacus ghost norms"
     opacus = _module("opacus.grad_sample.linear")
     if opacus is None:
-        return calls, {name: "opacus is not installed"}
-    a, g = pairs[0]
-    layer = torch.nn.Linear(a.shape[-1], g.shape[-1], bias=False, device=a.device, dtype=a.dtype)
-    calls[name] = [
-        lambda a=a, g=g: opacus.compute_linear_norm_sample(layer, [a], g)[layer.weight] for a, g in pairs
-    ]
+        return calls, dict.fromkeys(map(opacus_in, dtypes), "opacus is not installed")
+    for dtype in dtypes:
+        calls[opacus_in(dtype)] = [_opacus(opacus, a.to(dtype), g.to(dtype)) for a, g in pairs]
     return calls, {}
+
+
+def opacus_in(dtype: torch.dtype) -> str:
+    """Opacus' name as a provider."""
+    return f"Opacus ghost norms, {str(dtype).removeprefix('torch.')}"
+
+
+def _opacus(opacus: ModuleType, a: torch.Tensor, g: torch.Tensor) -> Call:
+    layer = torch.nn.Linear(a.shape[-1], g.shape[-1], bias=False, device=a.device, dtype=a.dtype)
+    return lambda: opacus.compute_linear_norm_sample(layer, [a], g)[layer.weight]
 
 
 def _vmap_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,23 @@ def test_side_by_side_is_one_by_one() -> None:
             assert together.coefficients.shape == (problem.classes, len(problem.codes))
 
 
+@pytest.mark.parametrize("room", [2e9, 1.0], ids=["one batch", "a batch a job"])
+def test_jobs_side_by_side_as_on_a_gpu(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits of labels with and without a Gram matrix, folds and control among them, in batches by memory."""
+    monkeypatch.setattr("modegap.analyses.probe.batched._HOST", room)
+    x, codes = rows(330, 80, 4)
+    config = ProbeConfig(calibration=2, control="samples", seeds=(1, 2), C=0.1)
+    planned = tasks(np.arange(330), codes, config) + tasks(np.arange(100), codes[:100] % 2, config)
+    jobs = [Job(t.train, t.test, t.requests, [0.1] * len(t.requests)) for t in planned]
+    found = fit_batched(torch.from_numpy(x), jobs, tol=1e-6, max_iter=2000, together=True)
+    alone = fit_batched(torch.from_numpy(x), jobs, tol=1e-6, max_iter=2000, together=False)
+    assert [len(fits) for fits in found] == [4] * 4
+    for fits, others in zip(found, alone, strict=True):
+        for a, b in zip(fits, others, strict=True):
+            assert a.converged
+            np.testing.assert_allclose(a.logits, b.logits, atol=2e-3)
+
+
 def test_some_rows_of_a_gram_matrix_are_a_problem_of_their_own() -> None:
     x, codes = rows(130, 90, 4)
     z = torch.from_numpy(StandardScaler().fit_transform(x))

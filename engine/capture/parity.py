@@ -94,7 +94,7 @@ def check_parity(
         plain = _plain_forward(loaded, points, inputs)
         for point in points:
             block = blocks[point.name]
-            gap = _differences(point, sample, block.x[index][block.mask[index]], plain[point.name], dtype)
+            gap = _differences(point, sample, block.rows(index), plain[point.name], dtype)
             if not gap[1] <= limit:
                 raise EngineError(
                     f"parity check failed at {point.name} ({point.module_path}): sample {sample.id!r} is "

@@ -1,8 +1,8 @@
-"""Tokenise first: how many rows every sample will have, and which samples share a forward."""
+"""Tokenise first: how many rows every sample will have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,6 @@ from modegap.engine.datasets.base import Dataset, Label, Sample
 from modegap.engine.models.loaded import LoadedModel
 
 from .lengths import StreamRule
-
-# Samples are reordered by length within this many batches only, since their rows wait in memory for their
-# turn.
-WINDOW_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,30 +81,6 @@ def measure(
         texts.append(sample.text)
         tick(index + 1)
     return Measured(columns[0], columns[1], columns[2], total, columns[3], tuple(texts))
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Samples `start` to `stop` (exclusive) and the batches, lists of sample indices, they run in."""
-
-    start: int
-    stop: int
-    batches: tuple[tuple[int, ...], ...]
-
-
-def schedule(lengths: NDArray[np.int64] | None, count: int, batch_size: int) -> Iterator[Window]:
-    """Windows in data set order; inside one, batches of samples of similar length, the longest first.
-
-    It depends on its arguments only: a resumed run computes the same batches and so the same bytes. The
-    longest first makes a window's memory use known at its start.
-    """
-    size = batch_size * WINDOW_BATCHES
-    for start in range(0, count, size):
-        members = list(range(start, min(start + size, count)))
-        if lengths is not None:
-            members.sort(key=lambda index: (-int(lengths[index]), index))
-        batches = tuple(tuple(members[at : at + batch_size]) for at in range(0, len(members), batch_size))
-        yield Window(start, start + len(members), batches)
 
 
 def labels_of(data: Dataset, count: int, texts: Sequence[str]) -> dict[str, list[Label]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .base import Dataset, Label, Modality, Sample
 from .batches import batches
+from .decoding import attempted, decoded, default_workers
+from .errors import MediaError
 from .memory import ListDataset, TextView, as_text
 from .open import dataset
 
@@ -11,10 +13,14 @@ __all__ = [
     "Dataset",
     "Label",
     "ListDataset",
+    "MediaError",
     "Modality",
     "Sample",
     "TextView",
     "as_text",
+    "attempted",
     "batches",
     "dataset",
+    "decoded",
+    "default_workers",
 ]

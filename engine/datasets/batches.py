@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+from .decoding import decoded
 
 if TYPE_CHECKING:
     from modegap.engine.models import Inputs
 
-    from .base import Dataset
+    from .base import Dataset, Sample
 
 
 def batches(
@@ -18,6 +21,7 @@ def batches(
     *,
     target: bool = False,
     prompt: str | None = None,
+    workers: int = 0,
 ) -> Iterator[Inputs]:
     """The data set in order, `batch_size` samples at a time, tokenised and padded.
 
@@ -27,6 +31,7 @@ def batches(
         batch_size: samples in a batch; the last one may be smaller.
         target: append the target tokens (see `LoadedModel.collate`).
         prompt: instead of the family's default prompt.
+        workers: processes that decode media ahead of the model (see `decoded`).
 
     Raises:
         ValueError: a batch size below one.
@@ -42,6 +47,13 @@ def batches(
         from .memory import TextView
 
         data = TextView(data)
-    for start in range(0, len(data), batch_size):
-        samples = [data[index] for index in range(start, min(start + batch_size, len(data)))]
-        yield collator.collate(samples, target=target, prompt=prompt)
+    rate = getattr(getattr(collator.processor, "feature_extractor", None), "sampling_rate", None)
+    samples: list[Sample] = []
+    with closing(decoded(data, workers=workers, rate=rate)) as stream:
+        for _, sample in stream:
+            samples.append(sample)
+            if len(samples) == batch_size:
+                yield collator.collate(samples, target=target, prompt=prompt)
+                samples = []
+        if samples:
+            yield collator.collate(samples, target=target, prompt=prompt)

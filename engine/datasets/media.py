@@ -1,23 +1,22 @@
-"""Decoding: an image file to a PIL image, an audio file to a mono float32 waveform."""
+"""Decoding of a sample's media, and their size without decoding."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from modegap.engine.errors import EngineError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .base import Modality
+from .audio import read_audio, seconds
+from .base import Modality
+from .errors import MediaError
+from .images import pixels, read_image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+_POINTER = b"version https://git-lfs"
 
-Waveform = tuple["NDArray[np.float32]", int]
+Source = Path | bytes
 
 
 def modality_of(path: Path) -> Modality | None:
@@ -28,64 +27,54 @@ def modality_of(path: Path) -> Modality | None:
     return "audio" if suffix in AUDIO_SUFFIXES else None
 
 
-def decode(path: Path, modality: Modality, sample_id: str) -> Any:
+def decode(source: Source, modality: Modality, sample: str, *, name: str = "") -> Any:
     """The media of one sample: a PIL RGB image, or `(waveform float32 [samples] in [-1, 1], Hz)`.
 
+    Args:
+        source: the file or its bytes.
+        modality: image or audio.
+        sample: its id, for the error.
+        name: what the error calls bytes.
+
     Raises:
-        EngineError: the file cannot be decoded; names the sample.
+        MediaError: it is missing, empty, cut short or no such media; names sample and file.
+        EngineError: a library that reads it is not installed.
     """
     try:
-        return read_image(path) if modality == "image" else read_audio(path)
+        return read_image(source) if modality == "image" else read_audio(source)
     except EngineError:
         raise
     except Exception as error:  # decoders raise whatever they like (SyntaxError, struct.error, ...)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EngineError(
-            f"cannot decode {path} of sample {sample_id!r} ({reason}); replace the file or remove its row"
-        ) from error
+        where = name or (str(source) if isinstance(source, Path) else "its bytes")
+        raise MediaError(sample, where, _reason(source, error)) from error
 
 
-def read_image(path: Path) -> Any:
-    """A PIL image in RGB, fully decoded and detached from its file."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def read_audio(path: Path) -> Waveform:
-    """`(waveform float32 [samples], Hz)`; channels are averaged, integers scaled to [-1, 1].
-
-    WAV needs nothing else; FLAC, OGG and MP3 need the `soundfile` package.
-
-    Raises:
-        EngineError: another format than WAV, and `soundfile` is not installed.
-    """
-    if path.suffix.lower() == ".wav":
-        from scipy.io import wavfile
-
-        rate, values = wavfile.read(path)
-        return mono(_to_float(values)), int(rate)
+def size_of(source: Source, modality: Modality) -> float:
+    """Seconds of audio or pixels of an image by the header; NaN where it cannot be read."""
     try:
-        import soundfile  # type: ignore[import-not-found, unused-ignore]  # optional
-    except ImportError as error:
-        raise EngineError(
-            f"{path} is not a WAV file; convert it to WAV, or pip install soundfile to read {path.suffix} "
-            "files"
-        ) from error
-    values, rate = soundfile.read(path, dtype="float32")
-    return mono(values), int(rate)
+        return seconds(source) if modality == "audio" else float(pixels(source))
+    except EngineError:
+        raise
+    except Exception:  # decoding will say why
+        return float("nan")
 
 
-def mono(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[samples]` or `[samples, channels]` to `[samples]`, the mean over the channels."""
-    flat = values if values.ndim == 1 else values.mean(axis=1)
-    return np.ascontiguousarray(flat, dtype=np.float32)
-
-
-def _to_float(values: NDArray[Any]) -> NDArray[np.float32]:
-    if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    if values.dtype == np.uint8:  # 8-bit WAV is unsigned, all wider ones are signed
-        return (values.astype(np.float32) - 128.0) / 128.0
-    return (values / float(2 ** (8 * values.dtype.itemsize - 1))).astype(np.float32)
+def _reason(source: Source, error: Exception) -> str:
+    """Why, in a few words: the usual causes by their own names, else the decoder's first line."""
+    if isinstance(source, Path):
+        if not source.exists():
+            return "the file does not exist"
+        if source.is_dir():
+            return "it is a folder"
+        try:
+            with source.open("rb") as file:
+                start = file.read(len(_POINTER))
+        except OSError as denied:
+            return denied.strerror or "it cannot be read"
+    else:
+        start = source[: len(_POINTER)]
+    if not start:
+        return "the file is empty"
+    if start == _POINTER:
+        return "it is a Git LFS pointer; run git lfs pull"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

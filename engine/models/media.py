@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from math import gcd
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.engine.datasets.audio import resample
 from modegap.engine.datasets.base import Modality, Sample
 from modegap.engine.errors import EngineError
 
@@ -62,12 +62,7 @@ def _wave(sample: Sample, rate: int) -> NDArray[np.float32]:
             f"sample {sample.id!r}: got a waveform of shape {list(wave.shape)} at {own} Hz; expected mono "
             "[samples]"
         )
-    if own == rate:
-        return wave
-    from scipy.signal import resample_poly
-
-    common = gcd(own, rate)
-    return np.asarray(resample_poly(wave, rate // common, own // common), dtype=np.float32)
+    return resample(wave, own, rate)
 
 
 def _kind(sample: Sample) -> str:

@@ -1,0 +1,166 @@
+"""Media decoded ahead in worker processes: in order, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from multiprocessing import get_context, parent_process
+
+from modegap.engine.errors import EngineError
+
+from .audio import resample
+from .base import Dataset, Sample
+from .errors import MediaError
+from .memory import ListDataset
+
+Outcome = Sample | MediaError
+
+# Samples decoded ahead by each worker: enough that none waits for the others, few enough for memory.
+AHEAD = 4
+_MOST_WORKERS = 8
+
+
+def default_workers() -> int:
+    """Decoding processes for this machine: all usable cores but one, at most eight."""
+    return min(len(os.sched_getaffinity(0)) - 1, _MOST_WORKERS)
+
+
+def decoded(
+    data: Dataset,
+    indices: Sequence[int] | None = None,
+    *,
+    workers: int = 0,
+    ahead: int | None = None,
+    rate: int | None = None,
+) -> Generator[tuple[int, Sample], None, None]:
+    """`(index, sample)` in the order of `indices`, media decoded; stops at the first bad sample.
+
+    Args:
+        data: any data set; it is pickled for the workers.
+        indices: which samples, in any order, also repeated; all unless given.
+        workers: decoding processes; with 0, and for data sets that decode nothing, this process decodes.
+            A script that asks for workers keeps its code under `if __name__ == "__main__":`, as everywhere
+            in multiprocessing.
+        ahead: samples that may wait decoded; four a worker unless given. No more are ever held.
+        rate: resample audio to it (Hz), in the worker.
+
+    Raises:
+        MediaError: a sample that cannot be decoded; names it.
+        EngineError: workers that cannot be started or were killed.
+        ValueError: a negative number of workers, or `ahead` below one.
+    """
+    with closing(attempted(data, indices, workers=workers, ahead=ahead, rate=rate)) as outcomes:
+        for index, outcome in outcomes:
+            if isinstance(outcome, MediaError):
+                raise outcome
+            yield index, outcome
+
+
+def attempted(
+    data: Dataset,
+    indices: Sequence[int] | None = None,
+    *,
+    workers: int = 0,
+    ahead: int | None = None,
+    rate: int | None = None,
+) -> Generator[tuple[int, Outcome], None, None]:
+    """`decoded`, but a bad sample comes as the `MediaError` that says why, and the rest follow.
+
+    Raises:
+        EngineError: workers that cannot be started or were killed.
+        ValueError: a negative number of workers, or `ahead` below one.
+    """
+    if workers < 0 or (ahead is not None and ahead < 1):
+        raise ValueError(f"got workers {workers} and ahead {ahead}; expected at least 0 and 1")
+    wanted = range(len(data)) if indices is None else indices
+    if workers == 0 or not len(wanted) or data.modality == "text" or isinstance(data, ListDataset):
+        return ((index, _attempt(data, index, rate)) for index in wanted)
+    return _in_workers(data, wanted, min(workers, len(wanted)), ahead or AHEAD * workers, rate)
+
+
+def _attempt(data: Dataset, index: int, rate: int | None) -> Outcome:
+    """The sample, or why there is none; a missing library or a broken set-up is raised."""
+    try:
+        sample = data[index]
+        if rate is not None and isinstance(sample.media, tuple):
+            wave, own = sample.media
+            return Sample(
+                sample.id, sample.text, (resample(wave, own, rate), rate), sample.prompt, sample.labels
+            )
+        return sample
+    except MediaError as bad:
+        return bad
+    except EngineError:
+        raise
+    except Exception as error:  # a data set of the user's own raises whatever it likes
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        unknown = MediaError(data.ids[index], "", reason.splitlines()[0])
+        unknown.__cause__ = error
+        return unknown
+
+
+def _in_workers(
+    data: Dataset, indices: Sequence[int], workers: int, ahead: int, rate: int | None
+) -> Generator[tuple[int, Outcome], None, None]:
+    try:
+        packed = pickle.dumps((data, rate))
+    except Exception as error:  # pickle raises TypeError, AttributeError, PicklingError, ...
+        raise EngineError(
+            f"data set {data.name} cannot be sent to workers ({error}); use workers=0"
+        ) from error
+    # Not fork: this process may hold CUDA, locks and threads, none of which survive it.
+    context = get_context("forkserver")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(packed,))
+    waiting: deque[tuple[int, Future[Outcome]]] = deque()
+    todo = iter(indices)
+    try:
+        while True:
+            while len(waiting) < ahead and (index := next(todo, None)) is not None:
+                waiting.append((index, pool.submit(_work, index)))
+            if not waiting:
+                return
+            index, future = waiting.popleft()
+            outcome = future.result()
+            del future  # or it would hold this sample while the consumer works on it
+            yield index, outcome
+            del outcome
+    except BrokenProcessPool as error:
+        raise EngineError(
+            f"a decoding worker of data set {data.name} ended abruptly (killed, out of memory, or started from a "
+            'script without `if __name__ == "__main__":`); use fewer workers, or workers=0'
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_data: Dataset | None = None
+_rate: int | None = None
+
+
+def _start(packed: bytes) -> None:
+    """Runs once in every worker."""
+    global _data, _rate
+    # Ctrl-C reaches the whole process group; the parent alone decides, and shuts its workers down.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    _data, _rate = pickle.loads(packed)
+
+
+def _follow_parent() -> None:
+    """Ends the worker when its parent is gone: a killed one closes no queues, and workers would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(index: int) -> Outcome:
+    assert _data is not None
+    return _attempt(_data, index, _rate)

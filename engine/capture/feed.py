@@ -5,18 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from modegap.engine.datasets import Dataset, Sample
+from modegap.engine.datasets import Dataset, Sample, decoded
+from modegap.engine.models.backoff import out_of_memory
 from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
-
-from .decode import decoded
 
 _cuda: Any = torch.cuda  # its stubs leave streams untyped
 _AHEAD = 2
@@ -30,17 +29,19 @@ class Prepared:
     Attributes:
         items: index and sample, media included: what a retry in smaller parts starts from.
         host: the collated batch.
-        placed: the same on the model's device.
+        placed: the same on the model's device; None where there was no memory for it.
         ready: event after which `placed` is there; None on the host.
     """
 
     items: list[Item]
     host: Inputs
-    placed: Inputs
+    placed: Inputs | None
     ready: Any
 
-    def receive(self) -> Inputs:
+    def receive(self, loaded: LoadedModel) -> Inputs:
         """The placed batch, ordered before what the caller queues next."""
+        if self.placed is None:
+            return loaded.place(self.host)
         if self.ready is not None:
             for tensor in _tensors(self.placed):
                 if tensor.is_cuda:
@@ -111,9 +112,10 @@ class Feed:
         try:
             side = _cuda.Stream(self._loaded.device) if self._loaded.device.type == "cuda" else None
             flat = [index for batch in self._batches for index in batch]
-            with closing(decoded(self._data, flat, workers=self._workers)) as samples:
+            rate = sampling_rate(self._loaded)
+            with closing(decoded(self._data, flat, workers=self._workers, rate=rate)) as samples:
                 for batch in self._batches:
-                    items = [(index, next(samples)) for index in batch]
+                    items = [next(samples) for _ in batch]
                     for part in self._parts(items):
                         if not self._put(self._prepare(part, side)):
                             return
@@ -129,12 +131,17 @@ class Feed:
 
     def _prepare(self, items: list[Item], side: Any) -> Prepared:
         host = self._loaded.collator.collate([sample for _, sample in items], **self._options)
-        with nullcontext() if side is None else _cuda.stream(side):
-            placed = self._loaded.place(host)
-            ready = None
-            if side is not None:
+        if side is None:
+            return Prepared(items, host, self._loaded.place(host), None)
+        try:
+            with _cuda.stream(side):
+                placed = self._loaded.place(host)
                 ready = _cuda.Event()
                 ready.record(side)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return Prepared(items, host, None, None)
         return Prepared(items, host, placed, ready)
 
     def _put(self, found: Prepared | BaseException | None) -> bool:
@@ -149,3 +156,9 @@ class Feed:
 
 def _tensors(inputs: Inputs) -> list[torch.Tensor]:
     return [*inputs.tensors.values(), inputs.attention, inputs.modality, inputs.target_mask]
+
+
+def sampling_rate(loaded: LoadedModel) -> int | None:
+    """The sampling rate (Hz) that the processor hears; None where it hears nothing."""
+    found = getattr(getattr(loaded.processor, "feature_extractor", None), "sampling_rate", None)
+    return None if found is None else int(found)

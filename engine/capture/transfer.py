@@ -80,8 +80,9 @@ class Shuttle:
     On the host nothing is copied: a batch's tensors are handed over.
     """
 
-    def __init__(self, depth: int = 3) -> None:
-        """Buffers are made when they are first needed."""
+    def __init__(self, depth: int = 3, fields: Sequence[str] = ("tokens", "pooled", "top")) -> None:
+        """Buffers are made when they are first needed; `fields` of `Collected` are copied."""
+        self._fields = tuple(fields)
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._unmade = depth
         self._streams: dict[torch.device, Any] = {}
@@ -95,7 +96,7 @@ class Shuttle:
     ) -> Flight:
         """Queues the copies behind the kernels that make the tensors; waits only for a free buffer."""
         given = dict(collected)
-        moving = [tensor for one in given.values() for tensor in _parts(one) if tensor.is_cuda]
+        moving = [tensor for one in given.values() for tensor in self._of(one).values() if tensor.is_cuda]
         if not moving:
             return Flight(list(indices), list(ids), columns, given, given, [], None, self._free)
         slot = self._slot()
@@ -106,6 +107,10 @@ class Shuttle:
             self._free.put(slot)
             raise
         return Flight(list(indices), list(ids), columns, given, host, events, slot, self._free)
+
+    def _of(self, one: Collected) -> dict[str, torch.Tensor]:
+        found = {name: getattr(one, name) for name in self._fields}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _slot(self) -> _Slot:
         if self._unmade and self._free.empty():
@@ -125,7 +130,7 @@ class Shuttle:
             devices.add(device)
             side.wait_stream(_cuda.current_stream(device))
             with _cuda.stream(side):
-                copies = {key: _copied(tensor, slot) for key, tensor in _fields(one).items()}
+                copies: dict[str, Any] = {key: _copied(tensor, slot) for key, tensor in self._of(one).items()}
             host[name] = replace(one, **copies)
         events = []
         for device in devices:
@@ -138,15 +143,6 @@ class Shuttle:
 def _copied(tensor: torch.Tensor, slot: _Slot) -> torch.Tensor:
     tensor = tensor.contiguous()
     return slot.like(tensor).copy_(tensor, non_blocking=True)
-
-
-def _fields(one: Collected) -> dict[str, torch.Tensor]:
-    found = {"tokens": one.tokens, "pooled": one.pooled, "top": one.top}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-
-def _parts(one: Collected) -> list[torch.Tensor]:
-    return list(_fields(one).values())
 
 
 def _aligned(size: int) -> int:

@@ -5,6 +5,7 @@ from .cross import CrossMoments
 from .moments import Moments
 from .projection import ProjectionEnergy
 from .result import ClassMomentsResult, CrossMomentsResult, MomentsResult, ProjectionEnergyResult
+from .saved import MomentsStore, has_moments, save_moments
 
 __all__ = [
     "ClassMoments",
@@ -13,6 +14,9 @@ __all__ = [
     "CrossMomentsResult",
     "Moments",
     "MomentsResult",
+    "MomentsStore",
     "ProjectionEnergy",
     "ProjectionEnergyResult",
+    "has_moments",
+    "save_moments",
 ]

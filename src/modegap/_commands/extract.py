@@ -18,22 +18,24 @@ CONFIGS = (Config,)
 def run(config: Config, console: Console) -> Output:
     """Capture into the store, going on where an earlier run was stopped; shows what the store then holds."""
     from modegap._facade import dataset, load
-    from modegap.engine.capture import extract
+    from modegap.engine.capture import extract, extract_moments
 
     data = dataset(config.dataset)
-    loaded = load(
-        config.model,
-        dtype=config.dtype,
-        device_map=config.device_map,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        points=config.module,
-    )
+    loaded = None
+    if not config.stream_layers:  # there the layers are never in memory together
+        loaded = load(
+            config.model,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            points=config.module,
+        )
     with console.progress("capture", unit="samples") as advance:
-        store = extract(
+        made = (extract if config.stored else extract_moments)(
             config,
             model=loaded,
             data=data,
             progress=lambda phase, done, total: advance(done, total, label=phase),
         )
-    return info.run(info.Config(str(store.path)), console)
+    return info.run(info.Config(str(made.path)), console)

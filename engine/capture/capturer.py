@@ -52,14 +52,23 @@ class Capturer:
     are there inside the `with` block only, and the model is in evaluation mode there.
     """
 
-    def __init__(self, loaded: LoadedModel, points: Sequence[HookPoint]) -> None:
-        """`points` as `LoadedModel.select` gives them."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        points: Sequence[HookPoint],
+        forward: Callable[[Inputs], object] | None = None,
+    ) -> None:
+        """`points` as `LoadedModel.select` gives them; `forward` runs a batch instead of the whole model, and
+        ends where it chooses."""
         self.loaded = loaded
+        self._own_forward = forward
         self.points = tuple(points)
         hooked = [point for point in self.points if point.stream != "text"]
         adapter = loaded.points.get("adapter_output")
+        # rows of another stream (cross-attention) say nothing about placeholders
+        self._aligned = adapter is not None and adapter.stream == "adapter"
         own = any(point.stream not in ("llm", "text", "adapter") for point in hooked)
-        if own and adapter is not None and adapter not in hooked:
+        if own and self._aligned and adapter is not None and adapter not in hooked:
             hooked.append(adapter)  # its length tells which encoder rows are padding
         self._hooked = hooked
         self._seen: dict[str, torch.Tensor] = {}
@@ -104,7 +113,7 @@ class Capturer:
             )
         try:
             self._forward(inputs)
-            adapter = self._seen.get("adapter_output")
+            adapter = self._seen.get("adapter_output") if self._aligned else None
             return {
                 point.name: self._text(host) if point.stream == "text" else self._block(point, host, adapter)
                 for point in self.points
@@ -113,13 +122,16 @@ class Capturer:
             self._seen.clear()  # a reference kept here would hold a batch on the device until the next one
 
     def _forward(self, inputs: Inputs) -> None:
-        if not self._hooked:
-            return
-        try:
-            self.loaded.forward(inputs)
-        except _Stop:
-            return
+        if self._own_forward is not None:
+            self._own_forward(inputs)
+        elif self._hooked:
+            try:
+                self.loaded.forward(inputs)
+            except _Stop:
+                return
         missing = [point for point in self._hooked if point.name not in self._seen]
+        if not missing:
+            return
         raise EngineError(
             f"hook point {missing[0].name}: {missing[0].module_path} did not run in the forward; name "
             "another module"
@@ -132,8 +144,9 @@ class Capturer:
                     f"hook point {name} runs more than once in a forward; name a module that runs once a "
                     "batch"
                 )
-            self._seen[name] = tensor
-            if len(self._seen) == len(self._hooked):
+            # images of several tiles: [B, tiles, patches, d]
+            self._seen[name] = tensor.flatten(1, -2) if tensor.dim() > 3 else tensor
+            if self._own_forward is None and len(self._seen) == len(self._hooked):
                 raise _Stop
 
         return read

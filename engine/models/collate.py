@@ -51,12 +51,30 @@ class Inputs:
 
     @property
     def frames(self) -> tuple[list[int], int] | None:
-        """Valid frames of each sample and frames in all, where the processor masks its media; else None."""
+        """Valid frames (or image tiles) of each sample and frames in all, where media are padded; else None."""
         for name, mask in self.tensors.items():
             of_media = name.endswith("mask") and mask.shape != self.attention.shape
             if of_media and mask.dim() == 2 and mask.shape[0] == len(self):
                 return [int(count) for count in mask.sum(dim=1)], int(mask.shape[1])
+        pixels = self.tensors.get("pixel_values")
+        if pixels is not None and pixels.dim() >= 5 and pixels.shape[0] == len(self):
+            # [B, tiles, C, H, W] or [B, images, tiles, C, H, W]; processors pad with tiles of zeros
+            tiles = pixels.flatten(1, -4).flatten(2) != 0
+            return [int(count) for count in tiles.any(dim=2).sum(dim=1)], int(tiles.shape[1])
         return None
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """Runs of media tokens of each sample, `(first, past the last)` among its own, unpadded, tokens.
+
+        For pooling over the modality only: the rows of an `llm` point at these positions.
+        """
+        found = []
+        for kinds, real in zip(self.modality, self.attention, strict=True):
+            media = torch.nn.functional.pad((kinds[real] > TEXT).long(), (1, 1)).diff()
+            starts, stops = (media == 1).nonzero().flatten(), (media == -1).nonzero().flatten()
+            found.append(list(zip(starts.tolist(), stops.tolist(), strict=True)))
+        return found
 
 
 class Collator:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from modegap.engine.datasets.base import Modality
 from modegap.engine.errors import EngineError
 
 from .collate import Collator
 from .loaded import LoadedModel
 from .points import resolve
+from .prompts import modality_of_processor
 from .structure import read_structure
 
 # Remedies by the class names of huggingface_hub's errors and by fragments of transformers' messages, most
@@ -74,6 +76,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     points: Mapping[str, str] | None = None,
+    build: Callable[[Any, Any], nn.Module] | None = None,
     **options: Any,
 ) -> LoadedModel:
     """A model and its processor by Hub id or folder, in evaluation mode.
@@ -85,6 +88,7 @@ def load(
         revision: passed on.
         trust_remote_code: passed on; the repository's code runs only if asked for by name.
         points: hook points of your own, name to `module.path`.
+        build: makes the model from its class and config, instead of `from_pretrained`.
         **options: passed on (`attn_implementation`, `quantization_config`, ...).
 
     Raises:
@@ -108,7 +112,8 @@ def load(
         # transformers 4.56 renamed torch_dtype to dtype
         key = "dtype" if _version(transformers.__version__) >= (4, 56) else "torch_dtype"
         loader = _model_class(transformers, config)
-        model = loader.from_pretrained(name, **common, **{key: wanted, "device_map": device_map, **options})
+        made: Any = {key: wanted, "device_map": device_map, **options}
+        model = build(loader, config) if build else loader.from_pretrained(name, **common, **made)
         processor = _processor(transformers, name, common)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise EngineError(_remedy(error, name, revision)) from error
@@ -144,9 +149,13 @@ def adopt(
             raise
         structure = None
     family = str(getattr(config, "model_type", type(model).__name__))
-    collator = Collator(processor, media_token=_media_token(config), max_positions=_max_positions(config))
+    modality = modality_of_processor(processor)
+    collator = Collator(
+        processor, media_token=_media_token(config, modality), max_positions=_max_positions(config)
+    )
     title = name or getattr(model, "name_or_path", "") or type(model).__name__
-    resolved = resolve(model, structure, points)
+    media_token = None if modality == "text" else collator.media_token
+    resolved = resolve(model, structure, points, media_token=media_token)
     return LoadedModel(
         model, processor, title, revision, family, collator.modality, resolved, structure, collator
     )
@@ -185,11 +194,16 @@ def _processor(transformers: Any, name: str, common: dict[str, Any]) -> Any:
         return transformers.AutoTokenizer.from_pretrained(name, **common)
 
 
-def _media_token(config: Any) -> int | None:
-    for key in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
+def _media_token(config: Any, modality: Modality) -> int | None:
+    """Id of the placeholder, which some families keep with the encoder's own settings."""
+    first, other = ("audio", "image") if modality == "audio" else ("image", "audio")
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "audio_config", None))
+    for kind in (first, other):
+        for part in parts:
+            for key in (f"{kind}_token_id", f"{kind}_token_index"):
+                value = getattr(part, key, None)
+                if isinstance(value, int):
+                    return value
     return None
 
 

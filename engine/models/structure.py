@@ -33,6 +33,9 @@ class Structure:
         hidden_size: width of the decoder's hidden states.
         encoder: outermost module of the modality encoder; None for a text model.
         adapter: maps encoder rows to the decoder's width; None for a text model.
+        entry: the module at whose input the rows that the decoder reads must be taken, because those that
+            leave the adapter are not the same; None where they are.
+        crossed: whether the decoder reads media by cross-attention, so that no position stands for a row.
         why: part name to the reason.
     """
 
@@ -44,6 +47,8 @@ class Structure:
     hidden_size: int
     encoder: str | None
     adapter: str | None
+    entry: str | None
+    crossed: bool
     why: dict[str, str]
 
 
@@ -60,7 +65,7 @@ def read_structure(model: nn.Module) -> Structure:
     decoder, why = _decoder(model, paths, embedding, stacks)
     layers = _largest(model, [path for path in stacks if _parent(path) == decoder])
     norm = _final_norm(model.get_submodule(decoder), layers.rpartition(".")[2])
-    reasons = {"decoder": why}
+    reasons = {"decoder": why, "layers": "largest stack of layers in the decoder"}
     reasons["norm"] = (
         "last norm of the decoder after its layers" if norm else "no final norm: the decoder's output"
     )
@@ -72,6 +77,9 @@ def read_structure(model: nn.Module) -> Structure:
         )
         head = _output_embeddings(model)
         adapter, reasons["adapter"] = _adapter(model, decoder, encoder, head, width, stacks)
+    entry = _entry(model, decoder, layers, encoder, adapter, width)
+    if entry is not None:
+        reasons["entry"] = entry[1]
     return Structure(
         decoder=decoder,
         layers=layers,
@@ -81,6 +89,10 @@ def read_structure(model: nn.Module) -> Structure:
         hidden_size=width,
         encoder=encoder if adapter is not None else None,
         adapter=adapter,
+        entry=entry[0] if entry is not None else None,
+        crossed=any(
+            "crossattention" in type(part).__name__.lower() for part in model.get_submodule(layers).modules()
+        ),
         why=reasons,
     )
 
@@ -94,6 +106,17 @@ def output_width(module: nn.Module) -> int | None:
         # a Linear stores [out, in]; GPT-2's Conv1D the other way round, and says so with `nf`
         return int(getattr(leaf, "nf", weight.shape[0]))
     return None
+
+
+def _puts_out(module: nn.Module, width: int) -> bool:
+    """Whether rows of `width` leave a module, by its last layer, its last matrix, or a bare matrix of its own."""
+    if output_width(module) == width:
+        return True
+    matrices = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    if matrices and matrices[-1].out_features == width:  # a norm that is registered last may come before it
+        return True
+    bare = [weight for weight in module.parameters(recurse=False) if weight.dim() == 2]
+    return any(weight.shape[1] == width for weight in bare) and not hasattr(module, "weight")
 
 
 def _input_embeddings(model: nn.Module) -> tuple[nn.Module, int]:
@@ -162,7 +185,7 @@ def _adapter(
         named = bool(
             ADAPTER_NAMES.search(path.lower()) or ADAPTER_NAMES.search(type(module).__name__.lower())
         )
-        if path == "" or module is head or output_width(module) != width or not _has_matrix(module):
+        if path == "" or module is head or not _has_matrix(module) or not _puts_out(module, width):
             continue
         if _inside(path, decoder) or _inside(decoder, path) or path == encoder or _inside(encoder, path):
             continue
@@ -179,6 +202,25 @@ def _adapter(
             path = max(top, key=lambda item: (item[1], _size(model.get_submodule(item[0]))))[0]
             return path, f"puts out the decoder's width ({width}), {reason} the encoder"
     return None, "no module outside decoder and encoder puts out the decoder's width"
+
+
+def _entry(
+    model: nn.Module, decoder: str, layers: str, encoder: str | None, adapter: str | None, width: int
+) -> tuple[str, str] | None:
+    """Where the decoder's rows must be read because the adapter's are others, and why; None if they are one."""
+    if encoder is None or adapter is None:
+        return f"{layers}.0", "no encoder and adapter beside the decoder were found"
+    if _inside(adapter, encoder):  # Qwen2.5-VL puts the merger's rows back in order afterwards
+        return decoder, "the adapter is a child of the encoder, which may reorder its rows"
+    if type(model).__name__.startswith("PaliGemma"):
+        return decoder, "the model divides the adapter's rows by the square root of their width"
+    for path, module in model.named_modules():
+        if not _inside(adapter, path) or path == adapter:
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() >= 1 and weight.shape[-1] == width:  # LLaVA-NeXT's image_newline
+                return decoder, f"the model mixes {_join(path, name)} into the adapter's rows"
+    return None
 
 
 def _final_norm(decoder: nn.Module, layers: str) -> str | None:

@@ -86,12 +86,12 @@ class Job:
         """How samples are collated."""
         return {"target": self.config.target, "prompt": self.config.prompt}
 
-    def prepare(self, stored: dict[str, Any] | None, batching: Batching | None = None) -> None:
+    def prepare(self, stored: dict[str, Any] | None, reserve: int = 0) -> None:
         """Tokenises the data set and settles the batches.
 
         Args:
             stored: provenance of the store that is resumed, if any: its batches and left-out samples hold.
-            batching: instead of what the model's memory allows.
+            reserve: bytes of the device that batches must leave free.
         """
         from modegap.engine.plan import choose_batching
 
@@ -118,7 +118,8 @@ class Job:
         elif stored is not None and "batching" in stored:
             self.batching = Batching(**stored["batching"])
         else:
-            self.batching = batching or choose_batching(self.loaded, self.points, int(lengths.max()))
+            longest = int(lengths.max())
+            self.batching = choose_batching(self.loaded, self.points, longest, reserve=reserve)
         self.windows = list(schedule(lengths, self.count, self.batching))
 
     def collate(self, samples: Sequence[Sample]) -> Inputs:
@@ -150,6 +151,11 @@ class Job:
             **self.options,
         )
         return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """All batches, in the order in which they run."""
+        return [batch for window in self.windows for batch in window.batches]
 
     def plan(self, shapes: dict[str, Shape], parity: dict[str, Any], rows: Rows) -> StorePlan:
         """Everything about the store but its rows."""
@@ -188,10 +194,16 @@ class Job:
             target=self.config.target,
             pool=self.config.pool,
             modules={point.name: f"{point.module_path}:{point.pick}" for point in self.points},
-            batching={"samples": self.batching.samples, "tokens": self.batching.tokens},
-            skipped=self.measured.skipped,
+            **self.settled(),
             parity=parity,
         )
+
+    def settled(self) -> dict[str, Any]:
+        """What a run that goes on must settle alike."""
+        return {
+            "batching": {"samples": self.batching.samples, "tokens": self.batching.tokens},
+            "skipped": self.measured.skipped,
+        }
 
     def _prompt(self) -> str:
         if self.data.modality == "text":

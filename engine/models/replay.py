@@ -110,7 +110,9 @@ def _obstacle(model: nn.Module, structure: Structure, many_axes: bool, parameter
     if many_axes:
         return "its positions count over the image grid, which a store does not hold"
     if "token_type_ids" in parameters:
-        return "its media tokens attend to each other in both directions, by a mask that a store does not hold"
+        return (
+            "its media tokens attend to each other in both directions, by a mask that a store does not hold"
+        )
     if structure.adapter is not None and structure.encoder is not None:
         return None
     return "its encoder and adapter were not found"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batching import choose_batching
-    from .check import Limit, check_capture, refuse
+    from .check import Limit, check_capture, check_streaming, refuse
 
 _HOME = {
     "Limit": "check",
     "check_capture": "check",
+    "check_streaming": "check",
     "choose_batching": "batching",
     "refuse": "check",
 }
@@ -19,6 +20,7 @@ _HOME = {
 __all__ = [
     "Limit",
     "check_capture",
+    "check_streaming",
     "choose_batching",
     "refuse",
 ]

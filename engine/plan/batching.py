@@ -22,7 +22,11 @@ _SHARE = 0.6
 
 
 def choose_batching(
-    loaded: LoadedModel, points: Sequence[HookPoint], longest: int, free: int | None = None
+    loaded: LoadedModel,
+    points: Sequence[HookPoint],
+    longest: int,
+    free: int | None = None,
+    reserve: int = 0,
 ) -> Batching:
     """Most samples and padded tokens of a batch.
 
@@ -34,10 +38,12 @@ def choose_batching(
         points: what is captured.
         longest: tokens of the longest sample.
         free: free bytes of the fullest device; asked of it unless given.
+        reserve: bytes of it that are for something else.
     """
     if loaded.device.type != "cuda" and free is None:
         return Batching(MOST_SAMPLES, max(HOST_TOKENS, longest))
-    room = _SHARE * (min(free_memory(device) for device in _devices(loaded)) if free is None else free)
+    held = min(free_memory(device) for device in _devices(loaded)) if free is None else free
+    room = _SHARE * (held - reserve)
     decoder = decoder_of(loaded)
     tokens = GPU_TOKENS
     while tokens > longest and batch_bytes(decoder, points, tokens, longest) > room:

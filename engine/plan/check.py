@@ -65,6 +65,32 @@ def check_capture(job: Job, plan: StorePlan) -> None:
     refuse([disk_limit(job.path, plan, job.count), *memory_limits(job)])
 
 
+def check_streaming(job: Job, work: Path, reserve: int) -> None:
+    """Raises EngineError for hidden states that the disk of `work`, or layers that the device, cannot hold.
+
+    Args:
+        job: prepared.
+        work: folder of the hidden states.
+        reserve: bytes of the two layers on the device.
+    """
+    decoder = decoder_of(job.loaded)
+    # the state before the layer at work, and the one after it
+    states = 2 * int(job.measured.llm.sum()) * decoder.width * decoder.itemsize
+    free = disk_free(work)
+    remedies = (
+        (f"limit={int(job.count * free / states)}", "work=<a folder on a larger disk>")
+        if states > free
+        else ()
+    )
+    limits = [Limit(f"disk of {work}", states, free, remedies)]
+    if job.loaded.device.type == "cuda":
+        free = free_memory(job.loaded.device)
+        needed = reserve + job_bytes(job)
+        short = _batch_remedies(job, decoder, free - reserve) if needed > free else ()
+        limits.append(Limit(f"memory of {job.loaded.device}", needed, free, short))
+    refuse(limits)
+
+
 def disk_limit(path: Path, plan: StorePlan, samples: int) -> Limit:
     """The store's bytes that are not there yet, against the disk's free ones."""
     needed = int(plan.nbytes() * _DISK_MARGIN)

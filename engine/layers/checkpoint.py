@@ -127,7 +127,7 @@ def _keys(folder: Path) -> dict[str, Path]:
             f"{folder} has no safetensors files, which layer streaming maps into memory; convert the checkpoint "
             "with save_pretrained, or choose a revision that has them"
         )
-    found = {}
+    found: dict[str, Path] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:

@@ -132,9 +132,8 @@ def part_plan(
     """The plan of some of a job's points."""
     from dataclasses import replace
 
-    whole = job.plan(
-        {**dict.fromkeys((p.name for p in job.points), (1, None)), **shapes}, {}, job.config.stored or "both"
-    )
+    unknown: dict[str, Shape] = dict.fromkeys((point.name for point in job.points), (1, None))
+    whole = job.plan({**unknown, **shapes}, {}, job.config.stored or "both")
     kept = {point.name: whole.points[point.name] for point in points}
     return replace(whole, points=kept, labels=whole.labels if labels else {}, provenance={"part": True})
 

@@ -110,7 +110,7 @@ class Passes:
                 for part, _ in job.backoff.run(prepared.items, self._entering(prepared, run, batches)):
                     done += len(part)
                     job.progress("embed", done, job.count)
-            alone = [index for index in batches[0][:CHECKED]]
+            alone = batches[0][:CHECKED]
             for item in job.samples(alone):
                 host = job.collate([item[1]])
                 run.enter(len(batches), host, job.loaded.place(host), [item[0]], checked=True)

@@ -52,7 +52,7 @@ def empty(
         EngineError: as `load`; accelerate is not installed.
     """
     try:
-        from accelerate import init_empty_weights
+        from accelerate import init_empty_weights  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise EngineError("planning and layer streaming need accelerate: pip install accelerate") from error
 

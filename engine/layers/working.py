@@ -235,7 +235,7 @@ class StateWriter:
     def _run(self) -> None:
         from safetensors.torch import save_file
 
-        side = _cuda.Stream(self._device) if self._device.type == "cuda" else None
+        side: Any = _cuda.Stream(self._device) if self._device.type == "cuda" else None
         pinned = torch.empty(0, dtype=torch.uint8)
         while (found := self._queue.get()) is not None:
             if self._failure is not None:

@@ -270,7 +270,7 @@ def test_refusals(tmp_path: Path) -> None:
     for file in (tmp_path / "m").glob("*.safetensors"):
         file.unlink()
     other = replace(made, store=str(tmp_path / "t"))
-    with pytest.raises(EngineError, match="is missing, which model.safetensors.index.json names"):
+    with pytest.raises(EngineError, match=r"is missing, which model\.safetensors\.index\.json names"):
         extract(other, data=data)
     (tmp_path / "m" / "model.safetensors.index.json").unlink()
     with pytest.raises(EngineError, match="has no safetensors files"):

@@ -16,12 +16,19 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .distance import DistanceResult
+from .pertype import PertypeResult
 from .probe import ProbeResult
 from .result import Json, jsonable
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult
-_KINDS: dict[str, type[AblationResult] | type[ProbeResult]] = {"ablate": AblationResult, "probe": ProbeResult}
+Saved = Modes | AblationResult | ProbeResult | DistanceResult | PertypeResult
+_KINDS: dict[str, type[Any]] = {
+    "ablate": AblationResult,
+    "distance": DistanceResult,
+    "pertype": PertypeResult,
+    "probe": ProbeResult,
+}
 
 
 def save_result(result: Saved, path: str | Path) -> Path:

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import ProbeConfig
-    from .grid import probe
+    from .grid import label_classes, label_names, pipeline_order, probe
     from .outcome import Cell, ProbeResult, Retention
 
-__all__ = ["Cell", "ProbeConfig", "ProbeResult", "Retention", "probe"]
+__all__ = [
+    "Cell",
+    "ProbeConfig",
+    "ProbeResult",
+    "Retention",
+    "label_classes",
+    "label_names",
+    "pipeline_order",
+    "probe",
+]
 
 # Loaded on first use: the options alone, which a command line needs for its help, import no torch.
 _HOMES = {
@@ -18,6 +27,9 @@ _HOMES = {
     "ProbeConfig": "config",
     "ProbeResult": "outcome",
     "Retention": "outcome",
+    "label_classes": "grid",
+    "label_names": "grid",
+    "pipeline_order": "grid",
     "probe": "grid",
 }
 

@@ -57,7 +57,7 @@ def probe(
     )
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     names = _points(store, config.points)
-    classes = {label: _classes(store, label) for label in _labels(store, config.labels)}
+    classes = {label: label_classes(store, label) for label in label_names(store, config.labels)}
     groups = _groups(store, config.group)
     count = store.rows(names[0], "pooled").n_valid_rows
     if count == 0:
@@ -129,10 +129,10 @@ def _points(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
             )
     if not (wanted or pooled):
         raise StoreError("no hook point of this store has pooled rows: extract with rows=pooled or rows=both")
-    return sorted(wanted or pooled, key=_depth)
+    return sorted(wanted or pooled, key=pipeline_order)
 
 
-def _depth(point: str) -> tuple[int, int]:
+def pipeline_order(point: str) -> tuple[int, int]:
     """Sort key: the order of the pipeline; points with other names come last, in the order given."""
     hidden = re.fullmatch(r"llm_hidden_(\d+)", point)
     if hidden:
@@ -141,7 +141,12 @@ def _depth(point: str) -> tuple[int, int]:
     return (known.get(point, 5), 0)
 
 
-def _labels(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+def label_names(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
+    """The label columns to look at: those wanted, or all with classes, and `lexical` where there are texts.
+
+    Raises:
+        StoreError: an unknown label, or none.
+    """
     known = [name for name, column in store.labels.items() if name not in _TEXTS and column.kind != "text"]
     if _text_column(store) is not None and LEXICAL not in store.labels:
         known.append(LEXICAL)
@@ -165,7 +170,8 @@ def _groups(store: ActivationStore, label: str | None) -> NDArray[np.int64] | No
     return codes
 
 
-def _classes(store: ActivationStore, label: str) -> Classes:
+def label_classes(store: ActivationStore, label: str) -> Classes:
+    """The classes of a label column, or of the texts for `lexical`."""
     if label in store.labels:
         column = store.labels[label]
         return classes_of(column.kind, column.values)

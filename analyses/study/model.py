@@ -10,12 +10,20 @@ from typing import Any
 
 from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
+from modegap.analyses.distance import DistanceResult
+from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
 from modegap.analyses.saved import load_result
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
+_ONCE = {
+    "ablation": AblationResult,
+    "probes": ProbeResult,
+    "distances": DistanceResult,
+    "pertype": PertypeResult,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +35,8 @@ class Study:
         modes: alignments, the first being the one that the headline quotes.
         probes: probes along the hook points.
         ablation: the causal ablation.
+        distances: distances between the modal and the text law.
+        pertype: where the classes of each label differ.
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
@@ -36,6 +46,8 @@ class Study:
     modes: tuple[Modes, ...] = ()
     probes: ProbeResult | None = None
     ablation: AblationResult | None = None
+    distances: DistanceResult | None = None
+    pertype: PertypeResult | None = None
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -64,7 +76,7 @@ def load_study(folder: str | Path) -> Study:
         if isinstance(result, Modes):
             modes.append(result)
             continue
-        kind = "ablation" if isinstance(result, AblationResult) else "probes"
+        kind = next(name for name, cls in _ONCE.items() if isinstance(result, cls))
         if kind in once:
             raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
         once[kind] = result

@@ -37,7 +37,14 @@ def study_report(
     names = [study.name for study in studies]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"a report needs studies of different names, got {names}")
-    sections = [_examples(studies, about), *_modes(studies), *_probes(studies), *_ablations(studies)]
+    sections = [
+        _examples(studies, about),
+        *_modes(studies),
+        *_probes(studies),
+        *_ablations(studies),
+        *_distances(studies),
+        *_types(studies),
+    ]
     origin = {
         f"{study.name}: {store}": facts for study in studies for store, facts in study.provenance.items()
     }
@@ -119,6 +126,28 @@ def _ablations(studies: Sequence[Study]) -> Iterator[Section]:
             Item(one, name=f"ablation-{name}", title=f"{name}: loss without the modes") for name, one in found
         ]
         yield Section("Causal ablation", "ablation", _ABLATION, items)
+
+
+def _distances(studies: Sequence[Study]) -> Iterator[Section]:
+    found = [(study.name, study.distances) for study in studies if study.distances is not None]
+    if found:
+        items = [
+            Item(one, name=f"distances-{name}", title=f"{name}: modal against text law")
+            for name, one in found
+        ]
+        items += [
+            Item(one.class_table(), name=f"distances-{name}-classes") for name, one in found if one.classes
+        ]
+        yield Section("Distances between the laws", "distances", _DISTANCES, items)
+
+
+def _types(studies: Sequence[Study]) -> Iterator[Section]:
+    found = [(study.name, study.pertype) for study in studies if study.pertype is not None]
+    if found:
+        items = [
+            Item(one, name=f"types-{name}", title=f"{name}: between-class scatter") for name, one in found
+        ]
+        yield Section("Which information lies where", "types", _TYPES, items)
 
 
 def _stacked(title: str, tables: Sequence[tuple[str, Table]]) -> Table:
@@ -211,6 +240,15 @@ _MODES = (
 _PROBES = (
     "Each label is predicted from the mean hidden state of a sample by l2 logistic regression, at every hook point. "
     "What a probe reads is present in the states; whether the decoder uses it is another question."
+)
+_DISTANCES = (
+    "How far the distribution of the modal hidden states is from that of text in the same space. W1 and Gaussian W2 "
+    "are in the units of the hidden states; W1 between two samples of one law is what sampling alone gives. CKA "
+    "compares the geometry of the same samples, whatever the distance."
+)
+_TYPES = (
+    "The scatter between the classes of each label, split over modality-specific and text-aligned modes. A label whose "
+    "classes differ along modality-specific modes is information that text has no room for."
 )
 _ABLATION = (
     "The modes are projected out of the adapter's output and the decoder's cross-entropy on the target text is "

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from modegap._facade import dataset, load, open
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
+    from modegap.analyses.distance import distance
+    from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
     from modegap.engine.batch import ActivationBatch
@@ -52,9 +54,11 @@ _HOME = {
     "batches": "modegap.engine.datasets",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
+    "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
     "load": "modegap._facade",
     "open": "modegap._facade",
+    "pertype": "modegap.analyses.pertype",
     "probe": "modegap.analyses.probe",
     "record": "modegap.engine.capture",
     "reduce": "modegap.engine.reduce",
@@ -86,9 +90,11 @@ __all__ = [
     "batches",
     "check_reduction",
     "dataset",
+    "distance",
     "extract",
     "load",
     "open",
+    "pertype",
     "probe",
     "record",
     "reduce",

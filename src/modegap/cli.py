@@ -35,6 +35,8 @@ COMMANDS = {
     "align": "modes of a modal store and their alignment with a text store",
     "ablate": "remove modes at the adapter and measure the change of the decoder's loss",
     "probe": "linear probes of every label along the hook points",
+    "distance": "Wasserstein, MMD and CKA between modal and text rows",
+    "pertype": "in which modes the classes of each label differ",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",
 }

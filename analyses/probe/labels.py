@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.engine.datasets.labels import lexical
+
 Value = str | int | float | None
 
-_WORD = re.compile(r"[^\W\d_]+")
 _FEW_NUMBERS = 20
 
 
@@ -59,14 +58,10 @@ def first_top_word(texts: Sequence[Value], top: int = 50) -> Classes:
 
     Words are runs of letters, lower-cased; samples without a top word are left out.
     """
-    words = [[] if _missing(text) else _WORD.findall(str(text).lower()) for text in texts]
-    counts = Counter(word for sentence in words for word in sentence)
-    names = tuple(word for word, _ in counts.most_common(top))
+    labels, names = lexical([None if _missing(text) else str(text) for text in texts], top)
     index = {name: code for code, name in enumerate(names)}
-    codes = [next((index[word] for word in sentence if word in index), -1) for sentence in words]
-    return Classes(
-        np.array(codes, dtype=np.int64), names, (f"first of the {len(names)} most frequent words",)
-    )
+    codes = np.array([-1 if label is None else index[label] for label in labels], dtype=np.int64)
+    return Classes(codes, names, (f"first of the {len(names)} most frequent words",))
 
 
 def classes_of(kind: str, values: Sequence[Value]) -> Classes:

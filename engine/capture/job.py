@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modegap.engine.datasets import Dataset, Sample, as_text, decoded
+from modegap.engine.datasets.views import Subset
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.collate import Inputs
@@ -21,7 +22,6 @@ from .lengths import StreamRule
 from .measure import Measured, labels_of, measure
 from .parity import Parity, check_parity
 from .schedule import Batching, Window, schedule
-from .subset import Subset
 
 if TYPE_CHECKING:
     from modegap.stores import StorePlan

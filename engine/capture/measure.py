@@ -73,7 +73,7 @@ def measure(
         prompt: as in the capture.
         tick: called with the number of samples done.
         workers: processes that decode.
-        skip_bad: leave out samples whose media cannot be decoded.
+        skip_bad: leave out samples whose media cannot be decoded, or texts that are empty.
         known_bad: id and reason of samples that were left out before; they are not looked at again, and no
             others are looked for.
 
@@ -94,6 +94,9 @@ def measure(
                 if not skip_bad:
                     raise sample
                 bad[sample.sample] = sample.reason
+                continue
+            if skip_bad and data.modality == "text" and not sample.text.strip():
+                bad[sample.id] = "it has no text"
                 continue
             seen = known.get(sample.prompt) if fixed else None
             if seen is None:

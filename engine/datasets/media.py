@@ -77,4 +77,9 @@ def _reason(source: Source, error: Exception) -> str:
         return "the file is empty"
     if start == _POINTER:
         return "it is a Git LFS pointer; run git lfs pull"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is no image that Pillow reads"
+    said = getattr(error, "error_string", None) or str(
+        error
+    )  # libsndfile's own words, without the file object
+    return str(said).splitlines()[0].rstrip(".") if said else type(error).__name__

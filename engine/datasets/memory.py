@@ -40,6 +40,8 @@ class ListDataset:
         EngineError: any of these is not so; names the sample.
     """
 
+    in_memory = True  # workers would only copy it
+
     def __init__(self, samples: Sequence[Sample], name: str = "list") -> None:
         """Checks every sample."""
         if not samples:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
-    from modegap.engine.datasets import Dataset
+    from modegap.engine.datasets import Dataset, Sample
     from modegap.engine.models import LoadedModel
     from modegap.stores import ActivationStore
 
@@ -50,22 +51,51 @@ def _load_lab(name: str, **options: Any) -> LoadedModel:
     return adopt(*parts, name=f"{LAB}:{variant}", points=points, revision=lab.revision())
 
 
-def dataset(spec: str | Path, **options: Any) -> Dataset:
-    """A data set: `lab` (options split, size, seed), a folder with a CSV or JSONL file, or a text file.
+def dataset(spec: str | Path | Sequence[Sample], **options: Any) -> Dataset:
+    """A data set by name, id or path.
+
+    Args:
+        spec: a published one (`librispeech`, `cremad`, `esc50`, `voxceleb1`, `coco`, `gqa`, with root=),
+            `hf:org/name`, `store:PATH` for the texts of a store, a folder with a CSV or JSONL file, such a file, a
+            text file, a list of samples, or the built-in `lab` (options split, size, seed);
+            `modegap.engine.datasets.dataset` says what each form reads.
+        options: root, split, limit, labels, text, media, skip_bad, ... as that function takes them.
 
     Raises:
-        EngineError: nothing is there, or a file or column is missing; the message names it.
+        EngineError: nothing is there, or a file, column or option is wrong; the message names it.
     """
-    if str(spec).partition(":")[0] == LAB:
-        from modegap.analyses.lab import LabDataset
+    skip_bad, workers = options.pop("skip_bad", False), options.pop("workers", 0)
+    found = unsifted_dataset(spec, keep_missing=skip_bad, **options)
+    if not skip_bad:
+        return found
+    from modegap.engine.datasets import sift
 
-        _, _, split = str(spec).partition(":")
-        if split:
-            options["split"] = split
-        return LabDataset(**options)
-    from modegap.engine.datasets import dataset as read_dataset
+    return sift(found, workers=workers)[0]
 
-    return read_dataset(spec, **options)
+
+def unsifted_dataset(
+    spec: str | Path | Sequence[Sample], *, keep_missing: bool = False, **options: Any
+) -> Dataset:
+    """`dataset` with its bad samples still in it, for commands that list those they leave out.
+
+    Raises:
+        EngineError: as `dataset`.
+    """
+    from modegap.engine.datasets import limited, unsifted
+
+    if not isinstance(spec, str) or spec.partition(":")[0] != LAB:
+        return unsifted(spec, keep_missing=keep_missing, **options)
+    from modegap.analyses.lab import LabDataset
+
+    limit = options.pop("limit", None)
+    options = {key: value for key, value in options.items() if value is not None}
+    _, _, split = spec.partition(":")
+    if split:
+        options.setdefault("split", split)
+    wrong = sorted(options.keys() - {"split", "size", "seed"})
+    if wrong:
+        raise ValueError(f"data set lab takes no option {wrong[0]!r}; it takes split, size, seed, limit")
+    return limited(LabDataset(**options), limit)
 
 
 def open(path: str | Path, mode: Literal["r", "r+"] = "r") -> ActivationStore:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.ablate.config import AblateConfig
 
+from .data import LimitedDataOptions, open_data
+
 if TYPE_CHECKING:
     from modegap._console import Console
     from modegap.analyses.ablate import AblationResult
@@ -18,7 +20,7 @@ class Inputs:
 
     Attributes:
         model: Hub id, folder, or lab:plain, lab:aligned.
-        dataset: folder, CSV or JSONL file, or `lab`.
+        dataset: name, folder, CSV or JSONL file, hf:org/name, or `lab`.
         modes: file that `align --out` wrote.
         out: JSON file for the result, which `report` reads; nothing is written unless given.
         dtype: dtype of the model; the checkpoint's own unless given.
@@ -37,16 +39,18 @@ class Inputs:
     trust_remote_code: bool = False
 
 
-CONFIGS = (Inputs, AblateConfig)
+CONFIGS = (Inputs, AblateConfig, LimitedDataOptions)
 
 
-def run(inputs: Inputs, config: AblateConfig, console: Console) -> AblationResult:
+def run(
+    inputs: Inputs, config: AblateConfig, options: LimitedDataOptions, console: Console
+) -> AblationResult:
     """Change of the decoder's loss without subsets of the modes."""
-    from modegap._facade import dataset, load
+    from modegap._facade import load
     from modegap.analyses.ablate import ablate
     from modegap.analyses.saved import save_result
 
-    data = dataset(inputs.dataset)
+    data = open_data(inputs.dataset, options)
     loaded = load(
         inputs.model,
         dtype=inputs.dtype,

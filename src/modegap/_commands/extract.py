@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING
 from modegap.engine.capture.config import ExtractConfig as Config
 
 from . import info
+from .data import DataOptions, open_data
 from .output import Output
 
 if TYPE_CHECKING:
     from modegap._console import Console
 
-CONFIGS = (Config,)
+CONFIGS = (Config, DataOptions)
 
 
-def run(config: Config, console: Console) -> Output:
+def run(config: Config, options: DataOptions, console: Console) -> Output:
     """Capture into the store, going on where an earlier run was stopped; shows what the store then holds."""
-    from modegap._facade import dataset, load
+    from modegap._facade import load
     from modegap.engine.capture import extract, extract_moments
 
-    data = dataset(config.dataset)
+    # Texts need no media: those of the data set may lie on another machine.
+    data = open_data(config.dataset, options, keep_missing=config.as_text or config.skip_bad)
     loaded = None
     if not config.stream_layers:  # there the layers are never in memory together
         loaded = load(

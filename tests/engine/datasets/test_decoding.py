@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from modegap.engine.datasets import (
     Dataset,
@@ -26,10 +29,11 @@ from modegap.engine.datasets import (
     decoded,
     default_workers,
 )
+from modegap.engine.datasets.transfer import Slots
 from modegap.engine.errors import EngineError
 
 # Gone with their parent, workers need a moment; this machine may be slow.
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 @pytest.fixture
@@ -119,16 +123,58 @@ def test_nothing_to_decode_needs_no_workers(pictures: Dataset, monkeypatch: pyte
     assert len(list(decoded(ListDataset([Sample("a", "x", "media")]), workers=4))) == 1
 
 
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test alone in the place of shared memory."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr("modegap.engine.datasets.transfer.SHARED_MEMORY", tmp_path / "shared")
+    return tmp_path / "shared"
+
+
+def test_media_cross_unchanged_and_leave_nothing(
+    pictures: Dataset, counted: Any, shared: Path, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "pictures" / "00.png")
+    stream = decoded(pictures, [0, 1, 0], workers=1, ahead=1)
+    _, first = next(stream)
+    assert len(list(shared.glob("modegap-*/*"))) == 1
+    (_, second), (_, third) = stream
+    for sample in (first, third):  # the slot was overwritten twice since the first came
+        assert sample.media.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(sample.media), noise)
+    assert second.media.size == (8, 6)
+    assert list(shared.iterdir()) == []
+    (_, other), *_ = decoded(counted(tmp_path, 1), workers=1)
+    assert other == Sample("0", "", "media")
+
+
+def test_full_shared_memory_is_done_without(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots.made()
+    sample = Sample("a", "t", (np.arange(5, dtype=np.float32), 16000), None, {"k": 1})
+    monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    parcel = slots.put(0, sample)
+    assert parcel.inline == (sample.media[0].tobytes(),)
+    found = slots.take(0, pickle.loads(pickle.dumps(parcel)))
+    np.testing.assert_array_equal(found.media[0], sample.media[0])
+    assert (found.id, found.labels) == ("a", {"k": 1})
+    slots.remove()
+    slots.remove()
+    assert not Path(slots.folder).exists()
+
+
 def test_default_workers_leave_a_core() -> None:
     assert 0 <= default_workers() <= min(8, len(os.sched_getaffinity(0)) - 1)
 
 
 SCRIPT = """
-import os, sys, time
-from modegap.engine.datasets import dataset, decoded
+import sys, time
+from pathlib import Path
+from modegap.engine.datasets import dataset, decoded, transfer
 
 def main():
     data = dataset(sys.argv[1])
+    transfer.SHARED_MEMORY = Path(sys.argv[2])
     for index, sample in decoded(data, list(range(12)) * 1000, workers=2):
         if index == 11:
             print("running", flush=True)
@@ -156,11 +202,13 @@ def _group(leader: int) -> list[int]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent(pictures: Dataset, how: signal.Signals, tmp_path: Path) -> None:
+def test_workers_end_with_their_parent(
+    pictures: Dataset, how: signal.Signals, shared: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     with subprocess.Popen(
-        [sys.executable, script, tmp_path / "pictures"],
+        [sys.executable, script, tmp_path / "pictures", shared],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,3 +228,6 @@ def test_workers_end_with_their_parent(pictures: Dataset, how: signal.Signals, t
     while _group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert _group(process.pid) == []
+    while list(shared.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(shared.iterdir()) == []

@@ -78,7 +78,7 @@ def test_table_elsewhere_with_other_column_names(images: Path, tmp_path: Path) -
     data = dataset(
         tmp_path / "rows.jsonl",
         root=images,
-        file="picture",
+        media="picture",
         text="caption",
         id="uid",
         prompt="ask",
@@ -158,7 +158,7 @@ def test_a_broken_sound_names_the_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ("file,text\n0.png,a\nx.png,b\n", {}, r"x\.png of sample 'x\.png' does not exist \(1 of its files"),
+        ("file,text\n0.png,a\nx.png,b\n", {}, r"x\.png of sample 'x\.png' does not exist \(1 of its 2 files"),
         ("id,file,text\na,0.png,x\na,1.png,y\n", {}, "the id 'a' occurs 2 times"),
         (
             "file,caption\n0.png,a\n",
@@ -166,7 +166,7 @@ def test_a_broken_sound_names_the_sample(tmp_path: Path) -> None:
             r"no column 'captoin' for text= \(it has file, caption\)",
         ),
         ("caption\nx\n", {}, r"no column 'text' for text="),
-        ("file,text\n0.png,a\n", {"file": "path"}, "no column 'path' for file="),
+        ("file,text\n0.png,a\n", {"media": "path"}, "no column 'path' for media="),
         ("file,text\n,a\n", {}, "row 1 .* has no 'file'"),
         ("file,text\n0.png,a,b\n", {}, "line 2 has another number of fields"),
         ("file,text\n", {}, "no column|no rows"),

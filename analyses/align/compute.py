@@ -19,7 +19,7 @@ from modegap.stores import ActivationStore
 
 from .config import AlignConfig
 from .groups import Both, GroupMoments, GroupProjection, assign_groups
-from .inputs import Inputs, Source, resolve
+from .inputs import LawInputs, Source, resolve_laws
 from .interval import RatioGroups, Shrink, bootstrap, jackknife
 from .modes import PAPER_CLAMP, Modes
 from .spectrum import eigenpairs, noise_floor, oas_weight
@@ -64,7 +64,7 @@ def align(
         StoreError: unknown hook points, rows that are not stored, or fewer than two rows.
     """
     config = with_options(config or AlignConfig(), options)
-    inputs = resolve(_opened(modal), _opened(text), config)
+    inputs = resolve_laws(_opened(modal), _opened(text), config)
     run = _Run(inputs, config, device, progress)
     modal_law = run.modal_law()
     groups = run.groups()
@@ -104,7 +104,7 @@ class _Groups:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    inputs: Inputs
+    inputs: LawInputs
     config: AlignConfig
     device: str | torch.device | None
     progress: Progress | None

@@ -18,8 +18,8 @@ Source: TypeAlias = "ActivationStore | MomentsStore"
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The rows of the two laws.
+class LawInputs:
+    """The two laws, each from rows or from statistics of rows.
 
     Attributes:
         modal: store of the modal rows.
@@ -36,7 +36,21 @@ class Inputs:
     kind: Kind
 
 
-def resolve(modal: Source, text: Source, config: AlignConfig) -> Inputs:
+@dataclass(frozen=True, slots=True)
+class Inputs(LawInputs):
+    """The rows of the two laws."""
+
+    modal: ActivationStore
+    text: ActivationStore
+
+
+def resolve(modal: ActivationStore, text: ActivationStore, config: AlignConfig) -> Inputs:
+    """`resolve_laws` of two stores of rows."""
+    found = resolve_laws(modal, text, config)
+    return Inputs(modal, text, found.point, found.text_point, found.kind)
+
+
+def resolve_laws(modal: Source, text: Source, config: AlignConfig) -> LawInputs:
     """The rows to compare under the configured law.
 
     Raises:
@@ -60,7 +74,7 @@ def resolve(modal: Source, text: Source, config: AlignConfig) -> Inputs:
                 f"the {name} store has {n} complete {kind} rows at {point}, a covariance needs two: resume "
                 "its extraction (modegap extract with the same options)"
             )
-    return Inputs(modal, text, config.point, text_point, kind)
+    return LawInputs(modal, text, config.point, text_point, kind)
 
 
 def _count(store: Source, point: str, kind: Kind) -> int:

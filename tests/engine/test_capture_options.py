@@ -238,3 +238,11 @@ def test_memory_is_flat_over_a_thousand_batches(rows: str, tmp_path: Path) -> No
     # two batches are ahead and two behind the model at any time, more or less of them at each look
     assert max(count for count, _ in held[1:]) <= held[0][0] + 60
     assert max(size for _, size in held[1:]) <= held[0][1] + 200_000
+
+
+def test_empty_texts_are_bad_texts(tmp_path: Path) -> None:
+    loaded = tiny.text()
+    data = ListDataset([Sample("a", "cat"), Sample("b", " "), Sample("c", "dog")])
+    store = extract(config(tmp_path / "s", ("llm_final",), skip_bad=True), model=loaded, data=data)
+    assert store.samples == ["a", "c"]
+    assert read_skipped(tmp_path / "s") == [{"sample": "b", "reason": "it has no text"}]

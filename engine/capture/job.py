@@ -86,12 +86,13 @@ class Job:
         """How samples are collated."""
         return {"target": self.config.target, "prompt": self.config.prompt}
 
-    def prepare(self, stored: dict[str, Any] | None, reserve: int = 0) -> None:
+    def prepare(self, stored: dict[str, Any] | None, reserve: int = 0, free: int | None = None) -> None:
         """Tokenises the data set and settles the batches.
 
         Args:
             stored: provenance of the store that is resumed, if any: its batches and left-out samples hold.
             reserve: bytes of the device that batches must leave free.
+            free: bytes of a device that is not there yet.
         """
         from modegap.engine.plan import choose_batching
 
@@ -119,7 +120,7 @@ class Job:
             self.batching = Batching(**stored["batching"])
         else:
             longest = int(lengths.max())
-            self.batching = choose_batching(self.loaded, self.points, longest, reserve=reserve)
+            self.batching = choose_batching(self.loaded, self.points, longest, free, reserve)
         self.windows = list(schedule(lengths, self.count, self.batching))
 
     def collate(self, samples: Sequence[Sample]) -> Inputs:
@@ -236,9 +237,16 @@ class Job:
 
 
 def load_for(config: ExtractConfig) -> LoadedModel:
-    """The model that a configuration names."""
-    from modegap.engine.models.loading import load
+    """The model that a configuration names.
 
+    Raises:
+        EngineError: as `load`; or the memory that it is to be loaded into cannot hold it (`preflight`).
+    """
+    from modegap.engine.models.loading import load
+    from modegap.engine.plan import check_weights
+
+    if config.preflight:
+        check_weights(config)
     return load(
         config.model,
         dtype=config.dtype,

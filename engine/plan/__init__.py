@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batching import choose_batching
     from .check import Limit, check_capture, check_streaming, refuse
+    from .planning import CapturePlan, PointBytes, check_weights, plan
 
 _HOME = {
+    "CapturePlan": "planning",
     "Limit": "check",
+    "PointBytes": "planning",
     "check_capture": "check",
     "check_streaming": "check",
+    "check_weights": "planning",
     "choose_batching": "batching",
+    "plan": "planning",
     "refuse": "check",
 }
 
 __all__ = [
+    "CapturePlan",
     "Limit",
+    "PointBytes",
     "check_capture",
     "check_streaming",
+    "check_weights",
     "choose_batching",
+    "plan",
     "refuse",
 ]
 

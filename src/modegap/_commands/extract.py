@@ -20,11 +20,14 @@ def run(config: Config, options: DataOptions, console: Console) -> Output:
     """Capture into the store, going on where an earlier run was stopped; shows what the store then holds."""
     from modegap._facade import load
     from modegap.engine.capture import extract, extract_moments
+    from modegap.engine.plan import check_weights
 
     # Texts need no media: those of the data set may lie on another machine.
     data = open_data(config.dataset, options, keep_missing=config.as_text or config.skip_bad)
     loaded = None
     if not config.stream_layers:  # there the layers are never in memory together
+        if config.preflight and config.model.partition(":")[0] != "lab":
+            check_weights(config)
         loaded = load(
             config.model,
             dtype=config.dtype,

@@ -212,7 +212,8 @@ def _work(config: ExtractConfig) -> Path:
 def _forget(config: ExtractConfig) -> None:
     """Removes what a run that was stopped at its very end has left."""
     working = WorkingStore(_work(config), torch.device("cpu"))
-    if working.noted("facts") is not None:
+    empty_folder = working.folder.is_dir() and not any(working.folder.iterdir())
+    if empty_folder or working.noted("facts") is not None:
         working.remove()
 
 

@@ -20,14 +20,15 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from modegap.engine.errors import EngineError
-from modegap.stores.checksum import crc32c
+
+from .rawrows import Buffers, checksum, read_rows, write_rows
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 _AHEAD = 2
+_FACTS = "facts.json"
 
 
 class WorkingStore:
@@ -49,7 +50,7 @@ class WorkingStore:
         Raises:
             EngineError: it holds something else.
         """
-        file = self.folder / "facts.json"
+        file = self.folder / _FACTS
         wanted = json.loads(json.dumps(facts))
         if file.exists():
             theirs = json.loads(file.read_text(encoding="utf-8"))
@@ -129,20 +130,13 @@ class WorkingStore:
         sums = json.loads(self._states(k).with_suffix(".json").read_text(encoding="utf-8"))
         ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
         stopped = threading.Event()
-        cuda = self._device.type == "cuda"
-        side = _cuda.Stream(self._device) if cuda else None
 
         def work() -> None:
             try:
+                buffers = Buffers(self._device)
                 for batch in batches:
-                    rows = self._load(k, batch, sums[str(batch)])
-                    event = None
-                    if cuda:
-                        with _cuda.stream(side):
-                            rows = rows.pin_memory().to(self._device, non_blocking=True)
-                            event = _cuda.Event()
-                            event.record(side)
-                    if not _put(ready, (batch, rows, event), stopped):
+                    rows = self._load(k, batch, sums[str(batch)], buffers)
+                    if not _put(ready, (batch, *buffers.upload(rows)), stopped):
                         return
                 _put(ready, None, stopped)
             except BaseException as error:
@@ -165,21 +159,23 @@ class WorkingStore:
             thread.join()
 
     def remove(self) -> None:
-        """Deletes the folder: the run is complete."""
+        """Deletes the folder: the run is complete. What says that it is ours goes last."""
+        for entry in self.folder.iterdir() if self.folder.is_dir() else ():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _FACTS:
+                entry.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _load(self, k: int, batch: int, expected: Sequence[int]) -> torch.Tensor:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+    def _load(self, k: int, batch: int, expected: Sequence[int], buffers: Buffers) -> torch.Tensor:
         file = self._states(k) / f"{batch}.safetensors"
         try:
-            rows = load_file(file)["rows"]
-        except (OSError, SafetensorError, KeyError) as error:
+            rows = read_rows(file, buffers)
+        except (OSError, ValueError, KeyError) as error:
             raise EngineError(
                 f"{file} cannot be read ({error}); delete {self.folder} and start again"
             ) from error
-        if k not in self._trusted and [rows.numel(), _sum(rows)] != list(expected):
+        if k not in self._trusted and [rows.numel(), checksum(rows)] != list(expected):
             raise EngineError(f"{file} fails its checksum; delete {self.folder} and start again")
         return rows
 
@@ -191,7 +187,7 @@ class WorkingStore:
 
 
 class StateWriter:
-    """Copies states to the host and writes them, in a thread; use it as a context manager.
+    """Copies states to the host and writes them, in two threads; use it as a context manager.
 
     Attributes:
         sums: [values, crc32c] of each batch's rows, complete when the `with` block has ended.
@@ -203,11 +199,14 @@ class StateWriter:
         self._folder, self._device = folder, device
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="modegap-state-writer", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name="modegap-state-writer", daemon=True) for _ in range(2)
+        ]
 
     def __enter__(self) -> StateWriter:
-        """Starts the thread."""
-        self._thread.start()
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -217,8 +216,10 @@ class StateWriter:
             EngineError, OSError: a state could not be written.
         """
         self._failure = self._failure or error
-        self._queue.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
         if error is None and self._failure is not None:
             raise self._failure
 
@@ -233,36 +234,19 @@ class StateWriter:
         self._queue.put((batch, rows, event))
 
     def _run(self) -> None:
-        from safetensors.torch import save_file
-
-        side: Any = _cuda.Stream(self._device) if self._device.type == "cuda" else None
-        pinned = torch.empty(0, dtype=torch.uint8)
+        buffers: Buffers | None = None
         while (found := self._queue.get()) is not None:
             if self._failure is not None:
                 continue
             try:
+                buffers = buffers or Buffers(self._device)
                 batch, rows, event = found
-                if event is not None:
-                    size = rows.numel() * rows.element_size()
-                    if pinned.numel() < size:
-                        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-                    host = pinned[:size].view(rows.dtype).view(rows.shape)
-                    with _cuda.stream(side):
-                        side.wait_event(event)
-                        host.copy_(rows, non_blocking=True)
-                    side.synchronize()
-                    rows = host
-                rows = rows.contiguous()
-                self.sums[str(batch)] = [rows.numel(), _sum(rows)]
-                save_file({"rows": rows}, self._folder / f"{batch}.safetensors")
-                del rows, found
+                host = rows.contiguous() if event is None else buffers.download(rows, event)
+                total = write_rows(self._folder / f"{batch}.safetensors", host)
+                self.sums[str(batch)] = [host.numel(), total]
+                del rows, host, found
             except BaseException as error:
                 self._failure = error
-
-
-def _sum(rows: torch.Tensor) -> int:
-    flat: np.ndarray = rows.contiguous().view(-1).view(torch.uint8).numpy()
-    return crc32c(flat.data)
 
 
 def _put(ready: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:

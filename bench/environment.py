@@ -14,7 +14,8 @@ import torch
 from .harness import Device
 
 _PACKAGES = {"triton": ("triton",), "cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x"), "numpy": ("numpy",),
-             "scikit-learn": ("scikit-learn",), "dask": ("dask",), "opacus": ("opacus",)}  # fmt: skip
+             "scikit-learn": ("scikit-learn",), "scipy": ("scipy",), "dask": ("dask",), "dask-ml": ("dask-ml",),
+             "opacus": ("opacus",)}  # fmt: skip
 
 
 def environment(device: Device, commit: str | None = None) -> dict[str, object]:

@@ -23,6 +23,8 @@ Device = Literal["cpu", "cuda"]
 Record = dict[str, object]
 SLOW_MS = 5e3
 """A provider that takes longer is not called again for its memory."""
+SPIN_S = 0.04
+"""Longer than OpenBLAS' threads look for more work (2^26 ticks of the clock)."""
 OURS = "modegap"
 """What the names of our own providers begin with."""
 
@@ -80,18 +82,20 @@ def measure(providers: Mapping[str, Sequence[Call]], repeats: int, warm: int = 3
 
 
 def measure_host(
-    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 20.0
+    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 2.5
 ) -> dict[str, list[float]]:
     """Wall milliseconds on the host of every repeat, providers interleaved.
 
     A provider that has used up `budget_s` keeps what it has (one repeat at least): eigendecompositions take
-    minutes where products take milliseconds. The gate's call has warmed caches and thread pools.
+    minutes where products take milliseconds. The gate's call has warmed caches and thread pools. A pause goes
+    before each call: threads of OpenBLAS and OpenMP spin after their last one, on the next one's processors.
     """
     times: dict[str, list[float]] = {name: [] for name in providers}
     for turn in range(repeats):
         for name, calls in providers.items():
             if sum(times[name]) > budget_s * 1e3:
                 continue
+            time.sleep(SPIN_S)
             start = time.perf_counter()
             calls[(turn + 1) % len(calls)]()
             times[name].append((time.perf_counter() - start) * 1e3)

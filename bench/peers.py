@@ -16,7 +16,8 @@ from .harness import Call
 
 Peers = tuple[dict[str, list[Call]], dict[str, str]]
 IPCA_WIDTH = 1024
-"""IncrementalPCA takes an SVD of [batch, d] for each batch: minutes beyond this width on two cores."""
+"""IncrementalPCA takes an SVD of [batch, d] for each batch, dask-ml's PCA one of everything: minutes beyond this
+width on two cores."""
 
 
 def _module(name: str) -> ModuleType | None:
@@ -27,7 +28,10 @@ def _module(name: str) -> ModuleType | None:
 
 
 def covariance(inputs: Sequence[torch.Tensor]) -> Peers:
-    """Covariance (ddof 1) of fp16 host rows by scikit-learn and dask, both in fp64 as they choose it."""
+    """Covariance (ddof 1) of fp16 host rows by scikit-learn, dask and dask-ml, in fp64 as they choose it.
+
+    dask-ml has no covariance of its own; its PCA gives one, from an SVD of all rows by blocks.
+    """
     calls: dict[str, list[Call]] = {}
     missing: dict[str, str] = {}
     arrays = [x.numpy() for x in inputs]
@@ -55,7 +59,21 @@ def covariance(inputs: Sequence[torch.Tensor]) -> Peers:
             )
             for x in arrays
         ]
+    name = "dask-ml PCA (tsqr)"
+    dask_ml = _module("dask_ml.decomposition")
+    if dask is None or dask_ml is None:
+        missing[name] = "dask-ml is not installed"
+    elif width > IPCA_WIDTH:
+        missing[name] = f"its SVD of all rows takes minutes at width {width}"
+    else:
+        calls[name] = [lambda x=x: _dask_ml_covariance(dask, dask_ml, x) for x in arrays]
     return calls, missing
+
+
+def _dask_ml_covariance(dask: ModuleType, dask_ml: ModuleType, x: np.ndarray) -> np.ndarray:
+    rows = dask.from_array(x, chunks=(2048, -1)).astype(np.float64)
+    found: np.ndarray = dask_ml.PCA(n_components=x.shape[1], svd_solver="tsqr").fit(rows).get_covariance()
+    return found
 
 
 def gpu_covariance(inputs: Sequence[torch.Tensor]) -> Peers:

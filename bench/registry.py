@@ -56,12 +56,14 @@ FAMILIES = (
     Family("eigh", "cuda", "cuda.modes", "eigh_cases"),
     Family("covariance", "cpu", "cpu.covariance", "covariance_cases"),
     Family("gram", "cpu", "cpu.covariance", "gram_cases"),
+    Family("cross", "cpu", "cpu.covariance", "cross_cases"),
     Family("rayleigh", "cpu", "cpu.modes", "rayleigh_cases"),
     Family("energy", "cpu", "cpu.modes", "energy_cases"),
     Family("ablation", "cpu", "cpu.modes", "ablation_cases"),
     Family("segments", "cpu", "cpu.segments", "segment_cases"),
     Family("staging", "cpu", "cpu.segments", "staging_cases"),
     Family("ghost", "cpu", "cpu.segments", "ghost_cases"),
+    Family("eigh", "cpu", "cpu.modes", "eigh_cases"),
 )
 
 

@@ -14,11 +14,11 @@ from .dispatch import KernelPath, Mode, last_path, paths, register
 from .eigh import eigh
 from .ghost_norms import ghost_norms, lora_norms
 from .gradient_norms import gradient_norms
-from .host import by_rows, one_thread
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
 from .stage import shift_of, stage
+from .threads import by_rows, one_thread
 from .workspace import Workspace
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the host paths share: which matrix product this processor runs best, worker threads, packed blocks.
+"""What the host paths share: which matrix product this processor runs best, packed blocks, tiles, sums.
 
 A Gram update sums fp32 products over at most `SUM_ROWS` rows, sums such sums in fp32 over at most
 `CHAIN_ROWS` rows, and adds those to an fp64 master, by tiles of the lower triangle that stay in the
@@ -24,15 +24,15 @@ sum needs more than 24 bits every addition rounds the same way. Chains of 2,048 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from .threads import blas_alone, parallel
 from .workspace import Workspace
 
 SUM_ROWS = 128
@@ -43,9 +43,19 @@ CHAIN_ROWS = 2048
 
 _TILE_COLUMNS = 256
 _TILE_ROWS = 512
+_WIDE_TILE = 512
 _MANY_WORKERS = 8
+_DOT = 512
 
-T = TypeVar("T")
+LEAST_SQUARE, MOST_SQUARE = 1e-24, 1e36
+"""Between these a sum of fp32 squares is sound: 1e6 squares that each lose 1e-38 to underflow are nothing."""
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def needs_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd would record an operation on these: the host paths write in place, the oracles do not."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 @cache
@@ -81,81 +91,52 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     assert a.is_contiguous()
     assert b.is_contiguous()
+    if not a.numel() or not b.numel():  # oneDNN refuses
+        return a.new_zeros(len(a), len(b))
     result: torch.Tensor = _onednn_linear()(a, b, None, "none", [], "")
     return result
 
 
-def _blas_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def blas_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b' by numpy's BLAS, which on AMD's processors is twice as fast in fp64 as torch's (MKL)."""
     return torch.from_numpy(np.matmul(a.numpy(), b.numpy().T))
 
 
-@cache
-def _thread_limits() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, torch operations of the calling thread on the host run in that thread alone.
+def products(dtype: torch.dtype) -> Iterator[Product]:
+    """The best a b' for contiguous operands of that dtype, to be called by the workers of `parallel`."""
+    if dtype is torch.float32 and not onednn_refusal():
+        yield product
+    else:
+        with blas_alone():
+            yield blas_product
 
-    For small operations between the large ones: see `parallel` for what torch's own threads cost there.
+
+def dots(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sum of a_ij b_ij, fp32 or fp64 and contiguous: in a's dtype over 512 values, in fp64 over those sums.
+
+    A single chain over 131,072 squares is off by 3e-6 (numpy), by 6e-6 and at worst 2e-4 (torch's norm);
+    this one by 1e-7.
     """
-    torch.get_num_threads()  # its first call in a thread resets the limit that is set next
-    with _thread_limits().limit(limits=1, user_api="openmp"):
-        yield
+    left, right = a.numpy().reshape(-1), b.numpy().reshape(-1)
+    whole = len(left) // _DOT * _DOT
+    with np.errstate(over="ignore", invalid="ignore"):  # callers look at what comes back
+        sums = np.matmul(left[:whole].reshape(-1, 1, _DOT), right[:whole].reshape(-1, _DOT, 1))
+        rest = np.dot(left[whole:], right[whole:]) if whole < len(left) else 0.0
+    return float(sums.sum(dtype=np.float64)) + float(rest)
 
 
-def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
-    """Run `work` on every task, in as many threads as torch may use, each single-threaded inside.
-
-    torch's own threads meet at a barrier after every operation and spin there: on a machine with other load,
-    tiles of 30 MFLOP took 3 times the CPU time and twice the wall time that way. An exception in a task is
-    raised here after all threads have ended.
-    """
-    workers = min(torch.get_num_threads(), len(tasks))
-    if workers <= 1:
-        for task in tasks:
-            work(task)
-        return
-    waiting = list(reversed(tasks))
-    errors: list[BaseException] = []
-
-    def loop() -> None:
-        try:
-            with one_thread():
-                while waiting and not errors:
-                    try:
-                        task = waiting.pop()
-                    except IndexError:
-                        return
-                    work(task)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=loop, name="modegap-kernel") for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-def by_rows(work: Callable[[int, int], None], matrix: torch.Tensor, step: int) -> None:
-    """work(lo, hi) for every `step` rows of a matrix: in threads on the host, one after the other on a GPU."""
-    rows = len(matrix)
-    starts = range(0, rows, step)
+def linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows weight' [n, q] for rows [n, k] in fp32 or fp64 and a weight [q, k], by row blocks."""
+    rows, weight = rows.contiguous(), weight.to(rows.dtype).contiguous()
+    out = torch.empty((len(rows), len(weight)), dtype=rows.dtype)
 
     def block(lo: int) -> None:
-        work(lo, min(lo + step, rows))
+        out[lo : lo + _TILE_ROWS] = times(rows[lo : lo + _TILE_ROWS], weight)
 
-    if matrix.device.type == "cpu":
-        parallel(block, starts)
-    else:
-        for lo in starts:
-            block(lo)
+    with products(rows.dtype) as times:
+        parallel(block, range(0, len(rows), _TILE_ROWS))
+    return out
 
 
 def pack(rows: torch.Tensor, workspace: Workspace, name: str) -> list[torch.Tensor]:
@@ -195,9 +176,6 @@ def add_products(
         for row in range(column if lower else 0, height, tall)
     ]
 
-    use_onednn = not onednn_refusal()
-    times = product if use_onednn else _blas_product
-
     def tile(at: tuple[int, int]) -> None:
         row, column = at
         total: torch.Tensor | None = None
@@ -205,8 +183,40 @@ def add_products(
             part = times(a[row : row + tall], b[column : column + _TILE_COLUMNS])
             total = part if total is None else total.add_(part)
         if total is not None:
-            out[row : row + tall, column : column + _TILE_COLUMNS].add_(total)
+            # torch adds tensors of two dtypes value by value: 2.5 ns each, where cast and addition take 1.
+            out[row : row + tall, column : column + _TILE_COLUMNS].add_(total.double())
 
-    # OpenBLAS has one limit for the process, so it is set around all workers.
-    with nullcontext() if use_onednn else _thread_limits().limit(limits=1, user_api="blas"):
+    with products(torch.float32) as times:
+        parallel(tile, tiles)
+
+
+def add_wide(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *, lower: bool) -> None:
+    """out += left' right in fp64, by tiles.
+
+    As fast as DSYRK and DGEMM in BLAS's own threads, which spin for 26 ms after a call: beside them, the
+    operations between two updates wait for a processor.
+
+    Args:
+        left: fp64 [n, p].
+        right: fp64 [n, q].
+        out: fp64 [p, q].
+        lower: left is right and only the lower triangle is wanted; the tiles on the diagonal are whole.
+    """
+    a, b = left.numpy(), right.numpy()
+    height, width = out.shape
+    tiles = [
+        (row, column)
+        for column in range(0, width, _WIDE_TILE)
+        for row in range(column if lower else 0, height, _WIDE_TILE)
+    ]
+
+    def tile(at: tuple[int, int]) -> None:
+        row, column = at
+        here = b[:, column : column + _WIDE_TILE]
+        # numpy takes SYRK for the product of a matrix with its own transpose.
+        there = here if lower and row == column else a[:, row : row + _WIDE_TILE]
+        part = torch.from_numpy(np.matmul(there.T, here))
+        out[row : row + _WIDE_TILE, column : column + _WIDE_TILE].add_(part)
+
+    with blas_alone():
         parallel(tile, tiles)

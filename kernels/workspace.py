@@ -28,7 +28,8 @@ class Workspace:
         held = self._held.get(name)
         if held is None or held.numel() < size or held.dtype != dtype or held.device != device:
             self._held.pop(name, None)
-            held = self._held[name] = torch.empty(size, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # else it could not be written to outside of inference mode
+                held = self._held[name] = torch.empty(size, dtype=dtype, device=device)
         return held[:size].view(shape)
 
     @property

@@ -7,13 +7,13 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .checksum import PIECE, TRAILER, combine, crc32c, trailer
+from .checksum import TRAILER, combine, crc32c, trailer
 from .commits import CommitLog, CommitRecord
-from .errors import DamagedChunkError
+from .errors import DamagedChunkError, unreadable
 from .handles import Handle, opened, size_of
 from .remote import Place, RemotePath
 from .zarrjson import BLOSC, ArraySpec
@@ -22,59 +22,52 @@ _MISSING = 2**64 - 1
 _ENTRY = 16
 
 
-def encode(spec: ArraySpec, content: memoryview, rows: int) -> Encoded:
-    """Return the file of a chunk (or shard) whose first `rows` rows are data, the others zero."""
-    return Encoded(spec, content, -(-rows // spec.block_rows))
-
-
 class Encoded:
-    """What a file holds; iterate once, then ask for the sums.
+    """What a file holds.
 
     Attributes:
-        bytes: size of the file.
+        bytes: size of the file, once it has been iterated over.
         crc32c: checksum of the rows.
         inner: in a shard, that of each chunk.
     """
 
-    def __init__(self, spec: ArraySpec, content: memoryview, blocks: int) -> None:
-        """Use `encode` instead."""
-        self._spec, self._content, self._blocks = spec, content, blocks
-        self.bytes, self.crc32c = 0, 0
-        self.inner: tuple[int, ...] = ()
+    def __init__(self, spec: ArraySpec, content: memoryview, sums: Sequence[int]) -> None:
+        """Encode a chunk, or the chunks of a shard, from its rows and the checksum of each block with data."""
+        self._spec, self._content, self._sums = spec, content, sums
+        self.bytes = 0
+        self.inner = tuple(sums) if spec.inner_rows else ()
+        self.crc32c = sums[0]
+        for found in sums[1:]:
+            self.crc32c = combine(self.crc32c, found, spec.block_bytes)
+
+    @property
+    def planned_bytes(self) -> int:
+        """Size that the file will have; 0 where compression decides."""
+        return 0 if self._spec.compressed else _plain_bytes(self._spec, len(self._sums))
 
     def __iter__(self) -> Iterator[memoryview | bytes]:
-        """Yield the file in pieces, each summed just before it is written, while it is in the cache."""
+        """Yield the file in pieces."""
         size = self._spec.block_bytes
         index = np.full(2 * self._spec.parts, _MISSING, "<u8")
-        for block in range(self._blocks):
+        for block, found in enumerate(self._sums):
             index[2 * block] = self.bytes
-            for piece in self._block(self._content[block * size : (block + 1) * size]):
+            for piece in self._block(self._content[block * size : (block + 1) * size], found):
                 self.bytes += len(piece)
                 yield piece
             index[2 * block + 1] = self.bytes - int(index[2 * block])
         if self._spec.inner_rows:
             entries = index.tobytes()
-            yield entries + trailer(crc32c(entries))
             self.bytes += len(entries) + TRAILER
+            yield entries + trailer(crc32c(entries))
 
-    def _block(self, content: memoryview) -> Iterator[memoryview | bytes]:
-        found = 0
+    def _block(self, content: memoryview, found: int) -> Iterator[memoryview | bytes]:
         if self._spec.compressed:
             packed = _blosc(np.dtype(self._spec.dtype)).encode(content)
-            found = crc32c(content)
             yield packed
             yield trailer(crc32c(packed))
         else:
-            for at in range(0, len(content), PIECE):
-                piece = content[at : at + PIECE]
-                found = crc32c(piece, found)
-                yield piece
+            yield content
             yield trailer(found)
-        if self._spec.inner_rows:
-            self.crc32c = combine(self.crc32c, found, len(content)) if self.inner else found
-            self.inner = (*self.inner, found)
-        else:
-            self.crc32c = found
 
 
 def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
@@ -82,8 +75,12 @@ def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
     if spec.compressed:
         return None
     start, stop = spec.rows_of(chunk)
+    return _plain_bytes(spec, -(-(stop - start) // spec.block_rows))
+
+
+def _plain_bytes(spec: ArraySpec, blocks: int) -> int:
     index = spec.parts * _ENTRY + TRAILER if spec.inner_rows else 0
-    return -(-(stop - start) // spec.block_rows) * (spec.block_bytes + TRAILER) + index
+    return blocks * (spec.block_bytes + TRAILER) + index
 
 
 def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bool:
@@ -91,7 +88,7 @@ def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bo
     try:
         size = size_of(spec.chunk_file(root, chunk))
         return size == (file_bytes(spec, chunk) or log.record(chunk).bytes)
-    except (FileNotFoundError, DamagedChunkError):
+    except (FileNotFoundError, NotADirectoryError, DamagedChunkError):
         return False
 
 
@@ -128,13 +125,19 @@ def read_block(
 
 
 def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
-    """Return what `read` says of an open file, or why it cannot be read."""
+    """Return what `read` says of an open file, or why it cannot be read.
+
+    Raises:
+        StoreError: it may not be read, or the server does not answer: that is no damage.
+    """
     try:
         with opened(file) as handle:
             return read(handle)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "its file is missing"
     except OSError as error:
+        if isinstance(file, RemotePath) or isinstance(error, PermissionError):
+            raise unreadable(file, error) from error
         return f"its file cannot be read ({error.strerror or error})"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from .checksum import TRAILER
 from .remote import Place, RemotePath
 from .summing import read_summed
 
@@ -47,15 +48,22 @@ class _Local:
 class _Remote:
     def __init__(self, path: RemotePath) -> None:
         self._path = path
+        self._after: tuple[int, bytes] = (-1, b"")
 
     def size(self) -> int:
         return self._path.size()
 
     def read_range(self, offset: int, length: int) -> bytes:
-        return self._path.read_range(offset, length)
+        at, tail = self._after
+        return tail if (at, len(tail)) == (offset, length) else self._path.read_range(offset, length)
 
     def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
-        return self._path.fill(content, offset)
+        # The checksum behind the rows comes along, where a request of its own would wait once more.
+        filled = self._path.fill(content, offset, TRAILER)
+        if filled is None:
+            return None
+        self._after = offset + len(content), filled[1]
+        return filled[0]
 
     def fill_unchecked(self, content: memoryview, offset: int) -> bool:
         data = self._path.read_range(offset, len(content))

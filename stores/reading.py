@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .ahead import ReadAhead
 from .buffers import aligned_empty, bytes_of
 from .chunkfiles import read_block, read_part
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
-from .layout import StoredArray
+from .layout import StoredArray, check_there
 from .ranges import Ranges
-from .remote import Place
+from .remote import Place, RemotePath
 
 
 class ChunkedArray:
@@ -29,6 +30,11 @@ class ChunkedArray:
         self.spec, self._array, self._root = array.spec, array, root
         self._log, self._ranges, self._ids = log, ranges, ids
         self._last = threading.local()
+        self._ahead = (
+            ReadAhead(self._fetch, self.spec.block_bytes, self._exists)
+            if isinstance(root, RemotePath)
+            else None
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -76,9 +82,13 @@ class ChunkedArray:
             DamagedChunkError: its file is missing, has another size, or fails a checksum.
         """
         record, chunk = self.record(block), block // self.spec.parts
-        file = self.spec.chunk_file(self._root, chunk)
-        reason = read_block(file, self.spec, block, bytes_of(out), record, threads)
+        if self._ahead is not None:
+            reason = self._ahead.read(block, bytes_of(out))
+        else:
+            file = self.spec.chunk_file(self._root, chunk)
+            reason = read_block(file, self.spec, block, bytes_of(out), record, threads)
         if reason is not None:
+            check_there(self._root)
             start, stop = self.spec.rows_of_block(block)
             first, last = self._ranges.sample_of_rows(start, stop)[[0, -1]].tolist()
             what = "shard" if self.spec.inner_rows else "chunk"
@@ -86,6 +96,25 @@ class ChunkedArray:
                 f"{what} {chunk} ({self.describe_rows(start, stop)}, samples {self._ids[first]!r} to "
                 f"{self._ids[last]!r}) is damaged, {reason}: run `modegap repair`, then resume to rewrite it"
             )
+
+    def _fetch(self, block: int, content: memoryview) -> str | None:
+        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        return read_block(file, self.spec, block, content, self.record(block))
+
+    def _exists(self, block: int) -> bool:
+        return block < self.spec.n_blocks and bool(self._log.committed[block // self.spec.parts])
+
+    def load_unchecked(self, block: int, out: np.ndarray) -> None:
+        """Fill `out` as `load` does, without the checksums; a compressed block is loaded with them.
+
+        Raises:
+            NotCommittedError: the block is not committed. DamagedChunkError: its file is missing or too short.
+        """
+        if self.spec.compressed:
+            self.load(block, out)
+        else:
+            self.record(block)
+            self._load_part(block, 0, out)
 
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:
         """Fill `out` with stored values times their chunk's scale; the caller has checked the range."""

@@ -6,20 +6,19 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from .chunkfiles import has_its_size
 from .chunkwriter import ChunkWriter, Committer
 from .commits import CommitLog
-from .durable import is_temporary
 from .errors import StoreError, disk_error, unknown_name
 from .layout import Header, StoredArray
+from .leftovers import remove_leftovers, without_files
+from .objects import publisher_for
 from .owner import claim, release
-from .remote import local
+from .remote import Place
 from .values import checked_column, checked_rows
 
 
@@ -52,7 +51,7 @@ class Writer:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         header: Header,
         ids: Sequence[str],
         arrays: Sequence[tuple[StoredArray, CommitLog, np.ndarray]],
@@ -69,7 +68,7 @@ class Writer:
         except OSError as error:
             raise disk_error(error, root, 4096) from error
         self._release = weakref.finalize(self, release, root, record, os.getpid())
-        self._committer = Committer(depth)
+        self._committer = Committer(depth, publisher_for(root))
         self._closed = self._torn = False
         self.withdrawn: list[tuple[str, int]] = []
         try:
@@ -95,17 +94,11 @@ class Writer:
         spec = array.spec
         starts = np.arange(spec.n_chunks) * spec.chunk_rows
         owned: np.ndarray = (starts >= bounds[self.first]) & (starts < bounds[self.last])
-        for chunk in np.flatnonzero(owned & log.committed).tolist():
-            if not has_its_size(spec, self._root, chunk, log):
-                log.withdraw(chunk)
-                self.withdrawn.append((spec.path, chunk))
+        for chunk in without_files(self._root, log, owned):
+            log.withdraw(chunk)
+            self.withdrawn.append((spec.path, chunk))
         wanted: np.ndarray = owned & ~log.committed
-        _remove_temporaries(local(log.folder), owned)
-        if len(spec.shape) == 1:
-            _remove_temporaries(spec.chunk_file(self._root, 0).parent, owned)
-        else:
-            for chunk in np.flatnonzero(wanted).tolist():
-                _remove_temporaries(spec.chunk_file(self._root, chunk).parent, None)
+        remove_leftovers(self._root, log, owned, wanted)
         return wanted
 
     @property
@@ -212,12 +205,3 @@ class Writer:
         except StoreError:
             if error is None:
                 raise
-
-
-def _remove_temporaries(folder: Path, mine: np.ndarray | None) -> None:
-    """Remove the temporary files of a folder; with `mine`, of those chunks only: others may be at work."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if is_temporary(entry.name):
-            chunk = entry.name.split(".")[1]
-            if mine is None or (chunk.isdecimal() and int(chunk) < len(mine) and mine[int(chunk)]):
-                entry.unlink(missing_ok=True)

@@ -26,7 +26,10 @@ def covariance_cases(d: int) -> Iterator[Case]:
     def over(call: Callable[[torch.Tensor], object]) -> list[Call]:
         return [lambda x=x: call(x) for x in inputs]
 
-    loop64 = {"loop: C += x.T @ x, fp64": over(lambda x: _loop(x, np.float64))}
+    loop64 = {
+        "loop: C += x.T @ x, fp64": over(lambda x: _loop(x, np.float64)),
+        "paper: all rows in fp64, centred": over(_paper),
+    }
     narrow = {
         "loop: C += x.T @ x, fp32": over(lambda x: _loop(x, np.float32)),
         "torch.cov(x.float().T)": over(lambda x: torch.cov(x.float().T)),
@@ -84,6 +87,14 @@ def _loop(x: torch.Tensor, dtype: type[np.floating]) -> np.ndarray:
     return (gram - len(x) * np.outer(mean, mean)) / (len(x) - 1)
 
 
+def _paper(x: torch.Tensor) -> np.ndarray:
+    """What the paper's scripts do, written anew: every row in memory, in fp64, less the mean."""
+    rows = x.numpy().astype(np.float64)
+    centred = rows - rows.mean(0)
+    found: np.ndarray = centred.T @ centred / (len(rows) - 1)
+    return found
+
+
 def _distance(want: np.ndarray) -> Callable[[object], float]:
     """max |dS_ij| / sqrt(S_ii S_jj)."""
     exact = torch.from_numpy(want)
@@ -93,7 +104,7 @@ def _distance(want: np.ndarray) -> Callable[[object], float]:
 
 def gram_cases(d: int) -> Iterator[Case]:
     """The update inside a covariance: rows staged already, one block of 2,048 added to a master."""
-    from modegap.kernels import covariance_update
+    from modegap.kernels import Workspace, covariance_update
 
     n = min(2048, rows_of(d))
     generator = torch.Generator().manual_seed(2)
@@ -101,10 +112,12 @@ def gram_cases(d: int) -> Iterator[Case]:
     want = inputs[0].double().T @ inputs[0].double()
     scale = (want.diagonal()[:, None] * want.diagonal()).sqrt()
 
+    master, sums, wide = torch.zeros(d, d, dtype=F64), np.zeros((d, d), np.float32), np.zeros((d, d))
+    narrow, workspace = torch.zeros(d, d), Workspace()
+
     def ours(x: torch.Tensor) -> torch.Tensor:
-        gram = torch.zeros(d, d, dtype=F64)
-        covariance_update(x, gram)
-        return gram
+        covariance_update(x, master.zero_(), workspace=workspace)
+        return master
 
     def fixed(
         call: Callable[[torch.Tensor], torch.Tensor], over: Sequence[torch.Tensor] = inputs
@@ -116,9 +129,9 @@ def gram_cases(d: int) -> Iterator[Case]:
         d,
         {
             "modegap precise": fixed(ours),
-            "numpy C += x.T @ x, fp32": fixed(lambda x: torch.from_numpy(x.numpy().T @ x.numpy())),
-            "torch.mm(x.T, x), fp32": fixed(lambda x: torch.mm(x.T, x)),
-            "torch.mm(x.T, x), fp64": fixed(lambda x: _double(x)),
+            "numpy C += x.T @ x, fp32": fixed(lambda x: _added(sums, x.numpy(), x.numpy())),
+            "torch C.addmm_(x.T, x), fp32": fixed(lambda x: narrow.zero_().addmm_(x.T, x)),
+            "numpy C += x.T @ x, fp64": fixed(lambda x: _added(wide, *(x.numpy().astype(np.float64),) * 2)),
         },
         lambda got: float(((got.double() - want).tril().abs() / scale).max()),
         3e-6,
@@ -126,10 +139,59 @@ def gram_cases(d: int) -> Iterator[Case]:
         flops=1.0 * n * d * (d + 1),
         rate="fp32",
         repeats=9,
-        inaccurate=frozenset({"numpy C += x.T @ x, fp32", "torch.mm(x.T, x), fp32"}),
+        inaccurate=frozenset({"numpy C += x.T @ x, fp32", "torch C.addmm_(x.T, x), fp32"}),
     )
 
 
-def _double(x: torch.Tensor) -> torch.Tensor:
-    wide = x.double()
-    return torch.mm(wide.T, wide)
+def cross_cases(d: int) -> Iterator[Case]:
+    """The update inside a cross-covariance of two points of width d: one block of staged rows."""
+    from modegap.kernels import Workspace, cross_update
+
+    n = min(2048, rows_of(d))
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.logspace(-2, 1, d)
+    pairs = [
+        (torch.randn(n, d, generator=generator) * scale, torch.randn(n, d, generator=generator) * scale)
+        for _ in range(2)
+    ]
+    a, b = (part.double() for part in pairs[0])
+    want = a.T @ b
+    size = torch.outer(a.norm(dim=0), b.norm(dim=0))
+
+    master, sums, wide = torch.zeros(d, d, dtype=F64), np.zeros((d, d), np.float32), np.zeros((d, d))
+    narrow, workspace = torch.zeros(d, d), Workspace()
+
+    def ours(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        cross_update(a, b, master.zero_(), workspace=workspace)
+        return master
+
+    def double(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _added(wide, a.numpy().astype(np.float64), b.numpy().astype(np.float64))
+
+    yield Case(
+        "cross-covariance",
+        d,
+        {
+            "modegap precise": [lambda a=a, b=b: ours(a, b) for a, b in pairs],
+            "numpy C += a.T @ b, fp32": [
+                lambda a=a, b=b: _added(sums, a.numpy(), b.numpy()) for a, b in pairs
+            ],
+            "torch C.addmm_(a.T, b), fp32": [
+                lambda a=a, b=b: narrow.zero_().addmm_(a.T, b) for a, b in pairs
+            ],
+            "numpy C += a.T @ b, fp64": [lambda a=a, b=b: double(a, b) for a, b in pairs],
+        },
+        lambda got: float(((got.double() - want).abs() / size).max()),
+        3e-6,
+        bytes=8.0 * n * d + 8.0 * d * d,
+        flops=2.0 * n * d * d,
+        rate="fp32",
+        repeats=7,
+    )
+
+
+def _added(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
+    """total = 0; total += a.T @ b: what a stream does with a block."""
+    total[...] = 0
+    total += a.T @ b
+    return torch.from_numpy(total)

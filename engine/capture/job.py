@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,16 @@ class Job:
         )
         return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
 
+    @cached_property
+    def layout(self) -> dict[str, Any]:
+        """The tokens of one prompt, with which a replay compares what it rebuilds."""
+        from modegap.engine.replay.items import runs
+
+        index = self.batches[0][0]
+        ((_, sample),) = self.samples([index])
+        tokens = self.loaded.collator.collate([sample], prompt=self.config.prompt).tensors["input_ids"][0]
+        return {"sample": index, "runs": runs(tokens.tolist())}
+
     @property
     def batches(self) -> list[tuple[int, ...]]:
         """All batches, in the order in which they run."""
@@ -175,7 +186,7 @@ class Job:
         return StorePlan(
             points=points,
             sample_ids=list(self.data.ids[: self.count]),
-            labels=labels_of(self.data, self.count, self.measured.texts),
+            labels=labels_of(self.data, self.count, self.measured.texts, self.measured.prompts),
             provenance=self._provenance(parity),
             chunk_bytes=self.config.chunk_bytes,
         )
@@ -193,6 +204,7 @@ class Job:
             family=self.loaded.family,
             as_text=self.as_text,
             target=self.config.target,
+            layout=self.layout,
             pool=self.config.pool,
             modules={point.name: f"{point.module_path}:{point.pick}" for point in self.points},
             **self.settled(),

@@ -34,6 +34,7 @@ class Measured:
     frames_total: int
     text: NDArray[np.int64]
     texts: tuple[str, ...]
+    prompts: tuple[str | None, ...]
     kept: tuple[int, ...]
     skipped: dict[str, str]
 
@@ -86,7 +87,9 @@ def measure(
     wanted = [index for index in range(count) if data.ids[index] not in bad]
     known: dict[str | None, tuple[int, int]] = {}
     rows: list[tuple[int, int, int, int]] = []
-    texts, kept, total = [], [], -1
+    texts: list[str] = []
+    prompts: list[str | None] = []
+    kept, total = [], -1
     looked = skip_bad and known_bad is None
     with closing(_samples(data, wanted, fixed and not looked, workers, loaded)) as samples:
         for done, (index, sample) in enumerate(samples, 1):
@@ -112,12 +115,15 @@ def measure(
                 answer = loaded.collator.answer_length(sample) if target else 0
                 rows.append((seen[0] + answer, seen[1], -1, loaded.collator.text_length(sample)))
             texts.append(sample.text)
+            prompts.append(sample.prompt)
             kept.append(index)
             tick(done)
     if not kept:
         raise EngineError(f"none of the {count} samples of {data.name} can be decoded; check its files")
     columns = np.asarray(rows, dtype=np.int64).reshape(-1, 4).T
-    return Measured(columns[0], columns[1], columns[2], total, columns[3], tuple(texts), tuple(kept), bad)
+    return Measured(
+        columns[0], columns[1], columns[2], total, columns[3], tuple(texts), tuple(prompts), tuple(kept), bad
+    )
 
 
 def _samples(
@@ -131,12 +137,19 @@ def _samples(
         yield from attempted(data, wanted, workers=workers, rate=sampling_rate(loaded))
 
 
-def labels_of(data: Dataset, count: int, texts: Sequence[str]) -> dict[str, list[Label]]:
-    """The data set's label columns and its texts (`text`, unless a label has that name), cut to `count`."""
+def labels_of(
+    data: Dataset, count: int, texts: Sequence[str], prompts: Sequence[str | None] = ()
+) -> dict[str, list[Label]]:
+    """The data set's label columns, its texts (`text`) and the prompts of samples that bring one (`prompt`).
+
+    All are cut to `count`; a label of the same name wins.
+    """
     columns: Mapping[str, Sequence[Label]] = data.labels()
     found = {name: list(values[:count]) for name, values in columns.items()}
     if any(texts):
         found.setdefault("text", list(texts))
+    if any(prompt is not None for prompt in prompts):
+        found.setdefault("prompt", list(prompts))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 
 from modegap.engine.errors import EngineError
 from modegap.engine.models.loaded import LoadedModel
-from modegap.engine.models.loading import load
+from modegap.engine.models.loading import adopt, locate, model_class, published_here, read_processor
+from modegap.engine.models.parts import dtype_argument
 
 from .checkpoint import CheckpointFiles, parameters_of
 
@@ -24,18 +26,13 @@ def folder_of(name: str, revision: str | None) -> Path:
     Raises:
         EngineError: no such model, or no network.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    source = locate(name, revision, False, {})
+    if source.local:
+        return Path(source.name)
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub raises its own, requests' and httpx' errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EngineError(
-            f"cannot get the files of {name} ({reason}); download them with `hf download {name}`, or give a folder"
-        ) from error
+    with source.remedied():
+        return Path(snapshot_download(source.name, revision=revision, allow_patterns=list(_FILES)))
 
 
 def empty(
@@ -48,28 +45,34 @@ def empty(
 ) -> LoadedModel:
     """A model without weights (its parameters are on the `meta` device), its buffers as built.
 
+    Unlike `modegap.engine.models.skeleton` it can be filled and run: rotary frequencies and such are there.
+
     Raises:
-        EngineError: as `load`; accelerate is not installed.
+        EngineError: as `load`; accelerate is not installed; or a model that is put together from parts here,
+            whose shapes its weights alone tell.
     """
     try:
         from accelerate import init_empty_weights  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise EngineError("planning and layer streaming need accelerate: pip install accelerate") from error
-
-    def build(loader: Any, config: Any) -> nn.Module:
-        wanted = _dtype(dtype, config)
-        make = getattr(loader, "_from_config", None) or loader.from_config
+    source = locate(name, revision, trust_remote_code, {})
+    if published_here(source):
+        raise EngineError(
+            f"{source.name} is put together from other models, which cannot be done without weights; load it "
+            'whole, with device_map="auto" where it is large'
+        )
+    transformers: Any = import_module("transformers")
+    with source.remedied():
+        config = transformers.AutoConfig.from_pretrained(source.name, **source.arguments)
+        kind = model_class(transformers, config)
+        own = hasattr(kind, "_from_config")
+        remote = {} if own else {"trust_remote_code": trust_remote_code}
         with init_empty_weights(include_buffers=False):
-            try:
-                model = make(config, dtype=wanted)
-            except TypeError:  # transformers before 4.56
-                model = make(config, torch_dtype=wanted)
-        assert isinstance(model, nn.Module)
-        return model
-
-    return load(
-        name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, points=points, build=build
-    )
+            make = kind._from_config if own else kind.from_config
+            model = make(config, **{dtype_argument(): _dtype(dtype, config)}, **remote)
+        processor = read_processor(transformers, source)
+    commit = getattr(config, "_commit_hash", None) or revision
+    return adopt(model.eval(), processor, name=source.name, points=points, revision=commit)
 
 
 def skeleton(files: CheckpointFiles, loaded: LoadedModel, device: torch.device) -> dict[int, dict[str, str]]:

@@ -201,6 +201,14 @@ class Collator:
         """Tokens that `target` appends to the prompt of a media sample."""
         return len(self._answer(sample))
 
+    def answer(self, sample: Sample) -> list[int]:
+        """Token ids that `target` appends to the prompt of a media sample."""
+        return self._answer(sample)
+
+    def before_text(self, prompt: str | None) -> list[int]:
+        """Token ids in front of a text sample's own: special tokens, then the prompt."""
+        return self._prefix + (self._plain(prompt) if prompt else [])
+
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -214,7 +222,7 @@ class Collator:
         rows, starts = [], []
         for sample, text in zip(samples, texts, strict=True):
             asked = sample.prompt if sample.prompt is not None else prompt
-            before = self._prefix + (self._plain(asked) if asked else [])
+            before = self.before_text(asked)
             rows.append(before + (self._answer(sample) if asked else text))
             starts.append(max(len(before), 1))  # nothing predicts position 0
         return rows, starts

@@ -61,7 +61,7 @@ class _Placeholders:
 
     def read_tokens(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
-        self.mask = tokens == self.point.token if isinstance(tokens, torch.Tensor) else None
+        self.mask = torch.eq(tokens, self.point.token or 0) if isinstance(tokens, torch.Tensor) else None
 
     def at_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = next((key for key in ("inputs_embeds", "hidden_states") if kwargs.get(key) is not None), None)

@@ -74,7 +74,8 @@ class LoadedModel:
         """Where stored adapter rows enter the decoder again; None if no decoder was found."""
         token = None if self.modality == "text" else self.collator.media_token
         known, _ = self._parameters()
-        return replay_entry(self.model, self.structure, token, many_axes=self._many_axes(), parameters=known)
+        axes = self._many_axes()
+        return replay_entry(self.model, self.structure, self.points, token, many_axes=axes, parameters=known)
 
     @property
     def hidden_size(self) -> int | None:
@@ -127,6 +128,11 @@ class LoadedModel:
         if "use_cache" in known or anything:
             options.setdefault("use_cache", False)
         return self.model(**inputs.tensors, **options)
+
+    @property
+    def parameters(self) -> tuple[frozenset[str], bool]:
+        """Names that the model's forward takes, and whether it takes any other."""
+        return self._parameters()
 
     def _parameters(self) -> tuple[frozenset[str], bool]:
         """Names that the forward takes, and whether it takes any other; a PEFT wrapper's own says nothing."""

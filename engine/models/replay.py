@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from modegap.engine.errors import EngineError
 
+from .points import HookPoint
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -80,13 +82,20 @@ def scatter(embedding: nn.Module, input_ids: torch.Tensor, rows: torch.Tensor, t
 
 
 def replay_entry(
-    model: nn.Module, structure: Structure | None, token: int | None, *, many_axes: bool, parameters: Any
+    model: nn.Module,
+    structure: Structure | None,
+    points: Mapping[str, HookPoint],
+    token: int | None,
+    *,
+    many_axes: bool,
+    parameters: Collection[str],
 ) -> ReplayEntry | None:
     """The entry of a model; None where no decoder was found.
 
     Args:
         model: the model.
         structure: its parts.
+        points: its hook points.
         token: the media placeholder; None for a text model.
         many_axes: whether positions count over time, height and width.
         parameters: names that the model's forward takes.
@@ -96,11 +105,17 @@ def replay_entry(
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
     path = next((name for name, module in model.named_modules() if module is head), None)
-    reason = None if token is None else _obstacle(model, structure, many_axes, parameters)
+    reason = None if token is None else _obstacle(model, structure, points, many_axes, parameters)
     return ReplayEntry(structure.embedding, structure.decoder, path, token, reason)
 
 
-def _obstacle(model: nn.Module, structure: Structure, many_axes: bool, parameters: Any) -> str | None:
+def _obstacle(
+    model: nn.Module,
+    structure: Structure,
+    points: Mapping[str, HookPoint],
+    many_axes: bool,
+    parameters: Collection[str],
+) -> str | None:
     if structure.crossed:
         return "its decoder reads them by cross-attention in several layers, not as tokens"
     if any("deepstack" in name for name, _ in model.named_modules()):
@@ -113,6 +128,9 @@ def _obstacle(model: nn.Module, structure: Structure, many_axes: bool, parameter
         return (
             "its media tokens attend to each other in both directions, by a mask that a store does not hold"
         )
-    if structure.adapter is not None and structure.encoder is not None:
-        return None
-    return "its encoder and adapter were not found"
+    adapter = points.get("adapter_output")
+    if adapter is None:
+        return "its adapter was not found"
+    if adapter.token is not None and adapter.module_path != structure.decoder:
+        return "its decoder puts the rows in by itself"
+    return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import torch
 
@@ -14,11 +15,28 @@ from modegap.kernels import KernelPath, Mode, Workspace
 from .blocks import BlockBuffer
 
 R = TypeVar("R")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _MODES: tuple[Mode, ...] = ("precise", "fast", "exact")
 _STATE_VERSION = 1
 _HOST_ROWS: dict[Mode, int] = {"precise": 2048, "fast": 2048, "exact": 1024}
 _DEVICE_ROWS = 16384
+
+
+def accumulates(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method outside of inference mode and of autograd, whatever mode the caller is in.
+
+    Rows often come from a model that runs in inference mode, and an accumulator made there could not be added to
+    anywhere else.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run
 
 
 class BlockReduction(ABC, Generic[R]):

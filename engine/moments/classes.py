@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from modegap.engine.batch import ActivationBatch
 from modegap.kernels import Mode, cross_update
 
+from .base import accumulates
 from .blocks import Block
 from .moments import Moments
 from .result import ClassMomentsResult
@@ -33,6 +34,7 @@ class ClassMoments(Moments):
         ValueError: a label is not below n_classes.
     """
 
+    @accumulates
     def __init__(
         self,
         labels: Sequence[int] | NDArray[np.integer[Any]] | torch.Tensor,
@@ -55,6 +57,7 @@ class ClassMoments(Moments):
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "labels": self.labels, "n_classes": self.n_classes}
 
+    @accumulates
     def update(self, batch: ActivationBatch) -> None:
         """Add the labelled rows of a batch.
 
@@ -98,6 +101,7 @@ class ClassMoments(Moments):
         self._class_count += torch.bincount(block.codes, minlength=self.n_classes)
         return rows
 
+    @accumulates
     def merge(self, other: Self) -> Self:
         """As in Moments; the labels must be equal."""
         if not torch.equal(self.labels, other.labels) or self.n_classes != other.n_classes:
@@ -113,6 +117,7 @@ class ClassMoments(Moments):
             self._class_sum = self._class_sum + moved if self._class_sum.shape[1] else moved.clone()
             self._class_count = self._class_count + other._class_count
 
+    @accumulates
     def finalize(self) -> ClassMomentsResult:
         """Moments and class means; takes over the accumulators. Raises as Moments."""
         parts = self._finish()
@@ -125,6 +130,7 @@ class ClassMoments(Moments):
         """As in Moments, with the class sums."""
         return {**super().state_dict(), "class_count": self._class_count, "class_sum": self._class_sum}
 
+    @accumulates
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As in Moments.
 

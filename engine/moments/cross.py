@@ -12,7 +12,7 @@ from modegap.engine.certificate import Certificate, path_facts
 from modegap.kernels import Mode, cross_update, one_thread
 
 from .audit import Audit, audit_error, audited
-from .base import BlockReduction, too_few
+from .base import BlockReduction, accumulates, too_few
 from .blocks import Block, BlockBuffer
 from .result import CrossMomentsResult
 from .side import Side
@@ -32,6 +32,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
         audit_columns: channels of each point that are accumulated in fp64 alongside.
     """
 
+    @accumulates
     def __init__(
         self, mode: Mode = "precise", audit_columns: int = 64, *, block_rows: int | None = None, seed: int = 0
     ) -> None:
@@ -45,12 +46,14 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
         self._gram = torch.empty((0, 0), dtype=torch.float64)
         self._audit = Audit()
 
+    @accumulates
     def fresh(self) -> Self:
         """An identity with the same options, and the same shifts where they are known."""
         new = type(self)(self.mode, self.audit_columns, block_rows=self._block_rows, seed=self.seed)
         new._sides = (self._sides[0].fresh(), self._sides[1].fresh())
         return new
 
+    @accumulates
     def update(self, batch: PairedBatch) -> None:
         """Add pairs of rows.
 
@@ -96,6 +99,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
         x, y = (audited(side.width, self.audit_columns, self.seed) for side in self._sides)
         return x, y
 
+    @accumulates
     def merge(self, other: Self) -> Self:
         """Add the rows of `other`, which stays as it was, and return self.
 
@@ -141,6 +145,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
         assert self._rows is not None
         return self._rows[side].push(x, scale)
 
+    @accumulates
     def finalize(self) -> CrossMomentsResult:
         """Means and cross-covariance; takes over the accumulators.
 
@@ -194,6 +199,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             state[f"side_{name}"], state[f"rows_{name}"] = side.state_dict(), held.state_dict()
         return state
 
+    @accumulates
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`.
 

@@ -12,7 +12,7 @@ from modegap.engine.certificate import Certificate, path_facts
 from modegap.kernels import Mode, covariance_update, one_thread
 
 from .audit import Audit, audit_error, audited
-from .base import BlockReduction, too_few
+from .base import BlockReduction, accumulates, too_few
 from .blocks import Block, BlockBuffer
 from .result import MomentsResult
 from .shifted import finish, move_lower
@@ -44,6 +44,7 @@ class Moments(BlockReduction[MomentsResult]):
         seed: of the choice of audited channels.
     """
 
+    @accumulates
     def __init__(
         self, mode: Mode = "precise", audit_columns: int = 64, *, block_rows: int | None = None, seed: int = 0
     ) -> None:
@@ -58,6 +59,7 @@ class Moments(BlockReduction[MomentsResult]):
         self._audit = Audit()
         self._index = torch.empty(0, dtype=torch.int64)
 
+    @accumulates
     def fresh(self) -> Self:
         """An identity with the same options, and the same shift where it is known."""
         new = type(self)(**self._options())
@@ -72,6 +74,7 @@ class Moments(BlockReduction[MomentsResult]):
             "seed": self.seed,
         }
 
+    @accumulates
     def update(self, batch: ActivationBatch) -> None:
         """Add rows.
 
@@ -112,6 +115,7 @@ class Moments(BlockReduction[MomentsResult]):
         if not len(self._index):
             self._index = audited(width, self.audit_columns, self.seed)
 
+    @accumulates
     def merge(self, other: Self) -> Self:
         """Add the rows of `other`, which stays as it was, and return self.
 
@@ -139,6 +143,7 @@ class Moments(BlockReduction[MomentsResult]):
     def _add_side(self, other: Self, theirs: Side, delta: torch.Tensor | None) -> None:
         self._side.add(theirs, delta)
 
+    @accumulates
     def finalize(self) -> MomentsResult:
         """Mean and covariance; takes over the accumulators.
 
@@ -193,6 +198,7 @@ class Moments(BlockReduction[MomentsResult]):
             "rows": rows.state_dict(),
         }
 
+    @accumulates
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; the bits of the result are those of an uninterrupted pass.
 

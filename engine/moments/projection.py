@@ -12,7 +12,7 @@ from modegap.engine.certificate import Certificate, path_facts
 from modegap.kernels import Mode, projection_energy
 
 from .audit import audited
-from .base import BlockReduction, too_few
+from .base import BlockReduction, accumulates, too_few
 from .blocks import Block, BlockBuffer
 from .result import ProjectionEnergyResult
 from .side import Side
@@ -36,6 +36,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
         audit_directions: directions that are accumulated in fp64 alongside.
     """
 
+    @accumulates
     def __init__(
         self,
         U: torch.Tensor,
@@ -61,6 +62,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
         self._energy = torch.zeros(U.shape[1], dtype=torch.float64, device=U.device)
         self._exact = torch.zeros(len(self._index), dtype=torch.float64, device=U.device)
 
+    @accumulates
     def fresh(self) -> Self:
         """An identity with the same directions and options, and the same shift where it is known."""
         new = type(self)(
@@ -69,6 +71,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
         new._side = self._side.fresh()
         return new
 
+    @accumulates
     def update(self, batch: ActivationBatch) -> None:
         """Add rows.
 
@@ -107,6 +110,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
             self._wide, self._narrow = self._wide.to(device), self._narrow.to(device)
             self._energy, self._exact = self._energy.to(device), self._exact.to(device)
 
+    @accumulates
     def merge(self, other: Self) -> Self:
         """Add the rows of `other`, which stays as it was, and return self.
 
@@ -134,6 +138,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
             self._note(path)
         return self
 
+    @accumulates
     def finalize(self) -> ProjectionEnergyResult:
         """Energies about the mean; takes over the accumulators.
 
@@ -185,6 +190,7 @@ class ProjectionEnergy(BlockReduction[ProjectionEnergyResult]):
             "rows": rows.state_dict(),
         }
 
+    @accumulates
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of the same directions.
 

@@ -45,7 +45,8 @@ def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
 
 
 def _check_orthonormal(U: torch.Tensor) -> None:
-    if _accepted.get(U) == U._version:
+    version = None if U.is_inference() else U._version  # inference tensors keep no count: checked every time
+    if version is not None and _accepted.get(U) == version:
         return
     with torch.no_grad():
         wide = U.double()
@@ -57,4 +58,4 @@ def _check_orthonormal(U: torch.Tensor) -> None:
             f"U: columns are not orthonormal, max |U'U - I| = {worst:.2g}, expected at most "
             f"{_TOLERANCE[U.dtype]:g}; orthonormalise them first (torch.linalg.qr)"
         )
-    _accepted[U] = U._version
+    _accepted[U] = version

@@ -6,7 +6,7 @@ import torch
 
 from modegap.kernels.check import float64, floating, matrix, same_device
 from modegap.kernels.dispatch import KernelPath, Mode, check_mode, run
-from modegap.kernels.host import by_rows
+from modegap.kernels.threads import by_rows
 from modegap.kernels.workspace import Workspace
 
 from . import cpu, reference  # noqa: F401  (they register themselves)

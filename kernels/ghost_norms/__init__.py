@@ -6,7 +6,8 @@ import torch
 
 from ..check import floating, matrix, same_device
 from ..dispatch import run
-from . import reference  # noqa: F401  (it registers itself)
+from ..host import linear, needs_grad
+from . import cpu, reference  # noqa: F401  (they register themselves)
 
 __all__ = ["ghost_norms", "lora_norms"]
 
@@ -64,7 +65,19 @@ def lora_norms(
     matrix("up", up, rows=g.shape[-1], width=down.shape[0])
     same_device(x=x, g=g, down=down, up=up)
     factor = abs(scaling)
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        x, g = (
+            x.float(),
+            g.float(),
+        )  # the host has no fast product in these; they would be upcast later anyway
     return (
-        factor * ghost_norms(x, g @ up.to(g.dtype)),
-        factor * ghost_norms(x @ down.T.to(x.dtype), g),
+        factor * ghost_norms(x, _low_rank(g, up.T)),
+        factor * ghost_norms(_low_rank(x, down), g),
     )
+
+
+def _low_rank(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x weight' along the last axis."""
+    if x.device.type != "cpu" or needs_grad(x, weight):
+        return x @ weight.T.to(x.dtype)
+    return linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))

@@ -7,13 +7,14 @@ where it pays (host.py), else numpy's GEMM.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from modegap.kernels import host
 from modegap.kernels.dispatch import register
+from modegap.kernels.threads import one_thread, parallel, scratch
 
 _ROWS = 512
+_DIRECTIONS = 512
 
 
 def _host(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
@@ -29,22 +30,20 @@ def _host(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> str | None:
 def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
     """Block by block: y = x U, out += sum of y^2, added in the order of the rows."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    use_onednn = dtype is torch.float32 and not host.onednn_refusal()
-    directions = U.T.to(dtype).contiguous()
+    with one_thread():
+        directions = U.detach().T.to(dtype).contiguous()
+    rows = x.detach()
     starts = range(0, x.shape[0], _ROWS)
     sums = torch.zeros((len(starts), U.shape[1]), dtype=torch.float64)
 
     def block(i: int) -> None:
-        rows = x[starts[i] : starts[i] + _ROWS].to(dtype).contiguous()
-        if use_onednn:
-            y = host.product(rows, directions)
-        else:
-            y = torch.from_numpy(np.matmul(rows.numpy(), directions.numpy().T))
-        sums[i] = y.square_().sum(0)
+        part = rows[starts[i] : starts[i] + _ROWS]
+        if part.dtype is not dtype or not part.is_contiguous():
+            part = scratch().get(f"projection_energy.{dtype}", tuple(part.shape), dtype).copy_(part)
+        for lo in range(0, len(directions), _DIRECTIONS):
+            y = times(part, directions[lo : lo + _DIRECTIONS])
+            sums[i, lo : lo + _DIRECTIONS] = y.square_().sum(0)
 
-    if use_onednn:
-        host.parallel(block, range(len(starts)))
-    else:  # BLAS brings its own threads
-        for i in range(len(starts)):
-            block(i)
+    with host.products(dtype) as times:
+        parallel(block, range(len(starts)))
     out += sums.sum(0)

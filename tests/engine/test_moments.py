@@ -224,6 +224,19 @@ def test_rows_that_do_not_belong_together(batch, message):
         moments.update(batch)
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_rows_from_inference_mode(name):
+    """Models run in it; what is accumulated there is continued, merged and finalized outside."""
+    made = FACTORIES[name]("precise")
+    with torch.inference_mode():
+        over(made, batches(name, [0, 170]))
+        worker = over(made.fresh(), batches(name, [170, 400]))
+    made = over(made.merge(worker), batches(name, [400, ROWS]))
+    with torch.inference_mode():
+        found = made.finalize()
+    close(found, over(FACTORIES[name]("precise"), batches(name, [0, ROWS])).finalize(), 3e-6)
+
+
 def test_bad_configurations():
     for make, message in (
         (lambda: Moments("quick"), "mode: got 'quick'"),

@@ -118,7 +118,8 @@ class TestRayleigh:
         U = randn(90, 700, seed=2, dtype=dtype)
         want = torch.stack([u @ S @ u for u in U.double().T])
         torch.testing.assert_close(kernels.rayleigh(U, S), want, rtol=1e-12, atol=0)
-        assert kernels.last_path("rayleigh").why == "fp64 GEMM"
+        assert kernels.last_path("rayleigh").name == "cpu"
+        assert kernels.rayleigh(U[:, :0], S).shape == (0,)
 
     def test_inputs_stay_and_bad_shapes_are_refused(self):
         U, S = randn(5, 2, dtype=torch.float64), randn(5, 5, dtype=torch.float64)
@@ -219,9 +220,11 @@ class TestGradientNorms:
         U = orthonormal(50, 6).float() if with_modes else None
         norms, projections = kernels.gradient_norms(g, ends, U)
         want_norms, want = gradient_oracle.gradient_norms(g, ends, U)
-        torch.testing.assert_close(norms, want_norms, rtol=1e-13, atol=0)
+        assert kernels.last_path("gradient_norms").name == "cpu"
+        assert ((norms / want_norms - 1).abs() <= 2 * EPS32).all()
         if with_modes:
-            torch.testing.assert_close(projections, want, rtol=1e-12, atol=1e-14)
+            size = torch.stack([part.double().abs().mean(0) for part in g.split(lengths.tolist())])
+            assert ((projections - want).abs() <= 4 * EPS32 * size @ U.double().abs()).all()
             assert projections.shape == (5, 6)
         else:
             assert projections is None

@@ -150,14 +150,21 @@ def qwen_text(section: list[int]) -> dict[str, Any]:
     }
 
 
-QWEN_TOKENS = {"image_token_id": MEDIA, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+QWEN_TOKENS = {
+    "image_token_id": MEDIA,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
 
 
 def qwen2_vl() -> tuple[Any, dict[str, torch.Tensor]]:
     vision = {"embed_dim": 32, "hidden_size": WIDTH, "depth": 2, "num_heads": 4, "patch_size": 4}
     config = hf.Qwen2VLConfig(text_config=qwen_text([2, 2, 2]), vision_config=vision, **QWEN_TOKENS)
     grid = [[1, 4, 4], [1, 8, 4]]
-    return hf.Qwen2VLForConditionalGeneration(config), with_types({**sequence([4, 8], [6, 3]), **qwen_vision(grid)})
+    return hf.Qwen2VLForConditionalGeneration(config), with_types(
+        {**sequence([4, 8], [6, 3]), **qwen_vision(grid)}
+    )
 
 
 def qwen2_5_vl() -> tuple[Any, dict[str, torch.Tensor]]:
@@ -173,7 +180,9 @@ def qwen2_5_vl() -> tuple[Any, dict[str, torch.Tensor]]:
     }
     config = hf.Qwen2_5_VLConfig(text_config=qwen_text([2, 2, 2]), vision_config=vision, **QWEN_TOKENS)
     grid = [[1, 8, 8], [1, 12, 4]]  # windows of 4 x 4 patches: rows leave the merger in the windows' order
-    return hf.Qwen2_5_VLForConditionalGeneration(config), with_types({**sequence([16, 12], [6, 3]), **qwen_vision(grid)})
+    return hf.Qwen2_5_VLForConditionalGeneration(config), with_types(
+        {**sequence([16, 12], [6, 3]), **qwen_vision(grid)}
+    )
 
 
 def qwen3_vl() -> tuple[Any, dict[str, torch.Tensor]]:
@@ -190,7 +199,9 @@ def qwen3_vl() -> tuple[Any, dict[str, torch.Tensor]]:
     text = {**TEXT, "head_dim": 12, "rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2]}}
     config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_TOKENS)
     grid = [[1, 4, 4], [1, 8, 4]]
-    return hf.Qwen3VLForConditionalGeneration(config), with_types({**sequence([4, 8], [6, 3]), **qwen_vision(grid)})
+    return hf.Qwen3VLForConditionalGeneration(config), with_types(
+        {**sequence([4, 8], [6, 3]), **qwen_vision(grid)}
+    )
 
 
 def with_types(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -203,7 +214,9 @@ def with_types(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def internvl() -> tuple[Any, dict[str, torch.Tensor]]:
     vision = {**VISION, "image_size": [16, 16], "patch_size": [4, 4]}
     config = hf.InternVLConfig(
-        vision_config=hf.InternVLVisionConfig(**vision), text_config=hf.Qwen2Config(**TEXT), image_token_id=MEDIA
+        vision_config=hf.InternVLVisionConfig(**vision),
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_id=MEDIA,
     )
     model = hf.InternVLForConditionalGeneration(config)
     return model, {**sequence([4, 8], [5, 3]), "pixel_values": pixels(3, 3, 16, 16)}  # one tile and two
@@ -211,7 +224,9 @@ def internvl() -> tuple[Any, dict[str, torch.Tensor]]:
 
 def gemma3() -> tuple[Any, dict[str, torch.Tensor]]:
     config = hf.Gemma3Config(
-        text_config=hf.Gemma3TextConfig(**{**TEXT, "head_dim": 12, "sliding_window": 16, "query_pre_attn_scalar": 12}),
+        text_config=hf.Gemma3TextConfig(
+            **{**TEXT, "head_dim": 12, "sliding_window": 16, "query_pre_attn_scalar": 12}
+        ),
         vision_config=hf.SiglipVisionConfig(**{**VISION, "vision_use_head": False}),
         mm_tokens_per_image=4,
         image_token_index=MEDIA,
@@ -255,7 +270,11 @@ def idefics3() -> tuple[Any, dict[str, torch.Tensor]]:
 
 def smolvlm() -> tuple[Any, dict[str, torch.Tensor]]:
     config = hf.SmolVLMConfig(
-        vision_config={**VISION}, text_config=hf.LlamaConfig(**TEXT), image_token_id=MEDIA, scale_factor=2, pad_token_id=0
+        vision_config={**VISION},
+        text_config=hf.LlamaConfig(**TEXT),
+        image_token_id=MEDIA,
+        scale_factor=2,
+        pad_token_id=0,
     )
     return hf.SmolVLMForConditionalGeneration(config), tiles()
 
@@ -291,7 +310,10 @@ def aya_vision() -> tuple[Any, dict[str, torch.Tensor]]:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return hf.AyaVisionForConditionalGeneration(config), {**sequence([4, 8], [5, 3]), "pixel_values": pixels(3, 3, 16, 16)}
+    return hf.AyaVisionForConditionalGeneration(config), {
+        **sequence([4, 8], [5, 3]),
+        "pixel_values": pixels(3, 3, 16, 16),
+    }
 
 
 def mllama() -> tuple[Any, dict[str, torch.Tensor]]:
@@ -339,10 +361,15 @@ def voxtral() -> tuple[Any, dict[str, torch.Tensor]]:
         "initializer_range": 0.2,
     }
     config = hf.VoxtralConfig(
-        audio_config=audio, text_config=hf.LlamaConfig(**{**TEXT, "head_dim": 12}).to_dict(), audio_token_id=MEDIA
+        audio_config=audio,
+        text_config=hf.LlamaConfig(**{**TEXT, "head_dim": 12}).to_dict(),
+        audio_token_id=MEDIA,
     )
     # 80 mel frames, 40 encoder frames, 10 tokens a chunk: one chunk and two
-    return hf.VoxtralForConditionalGeneration(config), {**sequence([10, 20], [5, 3]), "input_features": pixels(3, 16, 80)}
+    return hf.VoxtralForConditionalGeneration(config), {
+        **sequence([10, 20], [5, 3]),
+        "input_features": pixels(3, 16, 80),
+    }
 
 
 def granite_speech() -> tuple[Any, dict[str, torch.Tensor]]:
@@ -407,6 +434,44 @@ def audio_flamingo() -> tuple[Any, dict[str, torch.Tensor]]:
     }
 
 
+def phi4_multimodal() -> tuple[Any, dict[str, torch.Tensor]]:
+    audio = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_blocks": 2,
+        "num_attention_heads": 4,
+        "ext_pw_out_channel": 32,
+        "depthwise_separable_out_channel": 32,
+        "input_size": 16,
+        "nemo_conv_channels": 32,
+        "bias_max_distance": 20,
+        "audio_token_id": MEDIA,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 16,
+        "patch_size": 4,
+        "crop_size": 16,
+        "image_token_id": VIDEO,
+    }
+    config = hf.Phi4MultimodalConfig(
+        **{**TEXT, "rope_scaling": None, "original_max_position_embeddings": 256},
+        audio_config=hf.Phi4MultimodalAudioConfig(**audio),
+        vision_config=hf.Phi4MultimodalVisionConfig(**vision),
+    )
+    mask = torch.ones((2, 48), dtype=torch.bool)
+    mask[1, 24:] = False
+    return hf.Phi4MultimodalForCausalLM(config), {
+        **sequence([6, 3], [5, 3]),
+        "audio_input_features": pixels(2, 48, 16),
+        "audio_embed_sizes": torch.tensor([6, 3]),
+        "audio_attention_mask": mask,
+    }
+
+
 FAMILIES = {
     "llava_next": Family(("LlavaNextForConditionalGeneration",), llava_next, adapter=False),
     "llava_onevision": Family(("LlavaOnevisionForConditionalGeneration",), llava_onevision, adapter=False),
@@ -424,4 +489,7 @@ FAMILIES = {
     "voxtral": Family(("VoxtralForConditionalGeneration",), voxtral, modality="audio"),
     "granite_speech": Family(("GraniteSpeechForConditionalGeneration",), granite_speech, modality="audio"),
     "audio_flamingo": Family(("AudioFlamingo3ForConditionalGeneration",), audio_flamingo, modality="audio"),
+    "phi4_multimodal": Family(
+        ("Phi4MultimodalForCausalLM",), phi4_multimodal, modality="audio", adapter=False, replays=False
+    ),
 }

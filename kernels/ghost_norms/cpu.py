@@ -1,0 +1,138 @@
+"""Host path of `ghost_norms`: tiles in fp32 (fp64 for fp64 inputs), products by host.py's best engine.
+
+By the way that takes fewer flops, as on a GPU: the lower triangle of the two T x T Gram matrices, or the
+entries of A'G. Chains of products are cut at 512 terms. The sum over the Gram matrices cancels where the
+positions' contributions do: its rounding is that of sum_ts |a_t||a_s||g_t||g_s|, so a sample whose norm is
+small beside that is done again by entries, whose rounding is 1e-7 of sum_t |a_t||g_t|. A sample near either
+end of fp32's range is done in fp64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..dispatch import register
+from ..host import LEAST_SQUARE, MOST_SQUARE, Product, dots, needs_grad, products
+from ..threads import blas_alone, parallel
+
+_CHAIN = 512
+_TILE = 512
+_THIN = 64
+_CANCELLED = 6e-3
+"""Of (sum_t |a_t||g_t|)^2 / T, what the squared norm must reach: rounding then leaves at most 5e-6 of it."""
+
+
+def _host(a: torch.Tensor, g: torch.Tensor) -> str | None:
+    if a.device.type != "cpu" or needs_grad(a, g):
+        return None
+    return "entries by tiles on the host" if _by_entries(a, g) else "Gram matrices by tiles on the host"
+
+
+def _by_entries(a: torch.Tensor, g: torch.Tensor) -> bool:
+    T, d, p = a.shape[1], a.shape[2], g.shape[2]
+    return T * (d + p) > 2 * d * p
+
+
+@register("ghost_norms", "cpu", supports=_host)
+def ghost_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """One sample after the other, its tiles in all threads."""
+    narrow = torch.float64 if a.dtype is torch.float64 else torch.float32
+    squares = torch.zeros(len(a), dtype=torch.float64)
+    if a.numel() == 0 or g.numel() == 0:
+        return squares
+    for b in range(len(a)):
+        square = None if _by_entries(a, g) else _by_grams(a[b], g[b], narrow)
+        if square is None:
+            square = _of_entries(a[b], g[b], narrow)
+        if narrow is not torch.float64 and not LEAST_SQUARE <= square <= MOST_SQUARE:
+            square = _of_entries(a[b], g[b], torch.float64)
+        squares[b] = square
+    return squares.sqrt_()
+
+
+def _by_grams(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float | None:
+    """sum_ts (a_t'a_s)(g_t'g_s); None where too much of it cancels, or fp32 does not hold |A|^2 or |G|^2."""
+    T = len(a)
+    left, right = _pieces(a, dtype), _pieces(g, dtype)
+    step = min(_TILE, max(64, -(-T // 4)))  # several threads want more than the one tile of a short sequence
+    starts = range(0, T, step)
+    norms = torch.zeros((2, T), dtype=torch.float64)
+
+    def tile(i: int, j: int) -> float:
+        one, two = (_product(x, x, i, j, step, times) for x in (left, right))
+        if i == j:
+            norms[0, i : i + step], norms[1, i : i + step] = one.diagonal(), two.diagonal()
+        return dots(one, two) * (1.0 if i == j else 2.0)
+
+    with products(dtype) as times:
+        square = _summed(tile, [(i, j) for i in starts for j in starts if j <= i])
+    inside = all(LEAST_SQUARE <= float(total) <= MOST_SQUARE for total in norms.sum(1))
+    bound = float(norms.prod(0).sqrt().sum()) ** 2
+    return square if inside and square >= _CANCELLED * bound / T else None
+
+
+def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
+    """Sum of squares of A'G."""
+    if min(a.shape[1], g.shape[1]) <= _THIN:
+        return _of_thin_entries(*((a, g) if a.shape[1] >= g.shape[1] else (g, a)), dtype)
+    left, right = _pieces(a.T, dtype), _pieces(g.T, dtype)
+
+    def tile(i: int, j: int) -> float:
+        entries = _product(left, right, i, j, _TILE, times)
+        return dots(entries, entries)
+
+    with products(dtype) as times:
+        return _summed(
+            tile, [(i, j) for i in range(0, a.shape[1], _TILE) for j in range(0, g.shape[1], _TILE)]
+        )
+
+
+def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
+    """The same for a G of few columns, as LoRA's are: packing A's transpose would take longer than the product."""
+    wide, thin = a.to(dtype).numpy(), g.to(dtype).numpy()
+    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(a), _CHAIN)]
+
+    def tile(i: int, _: int) -> float:
+        entries = sum(np.matmul(wide[cut, i : i + _TILE].T, thin[cut]) for cut in cuts)
+        found = torch.from_numpy(np.asarray(entries))
+        return dots(found, found)
+
+    with blas_alone():
+        return _summed(tile, [(i, 0) for i in range(0, a.shape[1], _TILE)])
+
+
+def _pieces(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Contiguous pieces [n, <= 512] of the columns of x [n, d]."""
+    cuts = [x[:, lo : lo + _CHAIN] for lo in range(0, x.shape[1], _CHAIN)]
+    out = [torch.empty(cut.shape, dtype=dtype) for cut in cuts]
+
+    def fill(i: int) -> None:
+        out[i].copy_(cuts[i])
+
+    parallel(fill, range(len(cuts)))
+    return out
+
+
+def _product(
+    left: list[torch.Tensor], right: list[torch.Tensor], i: int, j: int, step: int, times: Product
+) -> torch.Tensor:
+    """The tile of sum over pieces of left right' that begins at (i, j)."""
+    parts = (times(x[i : i + step], y[j : j + step]) for x, y in zip(left, right, strict=True))
+    total = next(parts)
+    for part in parts:
+        total.add_(part)
+    return total
+
+
+def _summed(tile: Callable[[int, int], float], at: list[tuple[int, int]]) -> float:
+    found = [0.0] * len(at)
+
+    def work(k: int) -> None:
+        found[k] = tile(*at[k])
+
+    parallel(work, range(len(at)))
+    return math.fsum(found)

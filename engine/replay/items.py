@@ -97,8 +97,13 @@ class Layout:
                 f"the prompt {text!r} holds {len(parts) - 1} placeholders {style.placeholder!r}; replay takes one "
                 "medium a sample"
             )
-        ids = collator.tokenizer(style.placeholder.join([parts[0], *[""] * (count - 1), parts[1]]))
-        tokens = np.asarray(ids["input_ids"], dtype=np.int64)
+        expand = getattr(collator.processor, "expanded_ids", None)  # modegap's own processors
+        if expand is not None:
+            ids = expand(text, count)
+        else:
+            whole = style.placeholder.join([parts[0], *[""] * (count - 1), parts[1]])
+            ids = collator.tokenizer(whole)["input_ids"]
+        tokens = np.asarray(ids, dtype=np.int64)
         slot = np.flatnonzero(tokens == collator.media_token)
         if len(slot) != count:
             raise EngineError(

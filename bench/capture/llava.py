@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from modegap.engine.capture import ExtractConfig, extract, extract_moments
+from modegap.engine.capture.parity import tolerance
 from modegap.engine.capture.schedule import schedule
 from modegap.engine.datasets import ListDataset, Sample
 from modegap.engine.models import LoadedModel, adopt
@@ -214,10 +215,8 @@ def run(folder: Path, *, small: bool) -> dict[str, Any]:
         **tokens_and_statistics(loaded, folder, small),
         **flat(loaded, folder, small),
     }
-    # two bf16 units, or the fp16 of the store
-    limit = 2.0**-7 if not small else 2.0**-9
     found["checks"] = {
-        "rows equal the batch-1 loop's within rounding": found["rows_gap"] < limit,
+        "rows equal the batch-1 loop's within rounding": found["rows_gap"] < tolerance(loaded, "float16"),
         "memory flat over the batches": found["flat_gpu_spread_mb"] < 1 and found["flat_host_growth_mb"] < 64,
         "statistics equal those of the rows": found["statistics_gap"] < 1e-5,
         "predicted memory holds the peak": not cuda or found["predicted_batch_gb"] >= found["peak_batch_gb"],

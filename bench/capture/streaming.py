@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from modegap.engine.capture import ExtractConfig, extract
+from modegap.engine.capture.parity import tolerance
 from modegap.engine.datasets import ListDataset, Sample
 from modegap.engine.models import load
 
@@ -144,5 +145,5 @@ def run(folder: Path, *, small: bool) -> dict[str, Any]:
             same = same and bool(np.array_equal(a, b))
             gap = max(gap, relative(a, b))
     found |= {"gap_to_whole_model": gap, "same_bits_as_whole_model": same}
-    found["checks"] = {"rows equal the whole model's within rounding": gap < 2.0**-6}
+    found["checks"] = {"rows equal the whole model's within rounding": gap < tolerance(whole, "float16")}
     return found

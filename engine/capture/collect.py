@@ -97,7 +97,7 @@ class Collector:
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small host tensor on a device; from pinned memory, so that the host does not wait."""
+    """A small host tensor on a device; from pinned memory, so that the host waits for nothing queued."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

@@ -144,6 +144,7 @@ class Job:
                 return blocks
 
             part, blocks = next(self.backoff.run(items, work))
+        self.layout = self._layout_of(*part[0])  # it is decoded already
         parity = check_parity(
             self.loaded,
             self.points,
@@ -157,10 +158,11 @@ class Job:
     @cached_property
     def layout(self) -> dict[str, Any]:
         """The tokens of one prompt, with which a replay compares what it rebuilds."""
+        return self._layout_of(*self.samples([self.batches[0][0]])[0])
+
+    def _layout_of(self, index: int, sample: Sample) -> dict[str, Any]:
         from modegap.engine.replay.items import runs
 
-        index = self.batches[0][0]
-        ((_, sample),) = self.samples([index])
         tokens = self.loaded.collator.collate([sample], prompt=self.config.prompt).tensors["input_ids"][0]
         return {"sample": index, "runs": runs(tokens.tolist())}
 

@@ -134,7 +134,7 @@ class Shuttle:
             host[name] = replace(one, **copies)
         events = []
         for device in devices:
-            event = _cuda.Event()
+            event = _cuda.Event(blocking=True)  # the thread that waits sleeps
             event.record(self._streams[device])
             events.append(event)
         return host, events

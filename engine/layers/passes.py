@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from modegap.engine.capture.capturer import Block, Capturer, check_finite
+from modegap.engine.capture.collect import to_device
 from modegap.engine.capture.feed import Feed, Item, Prepared
 from modegap.engine.capture.job import Job, Shape
 from modegap.engine.capture.parity import compared, tolerance
@@ -152,9 +153,7 @@ class Passes:
             for number, rows in self.working.read(k, range(len(batches))):
                 tensors, facts = self.working.call(number)
                 host = _host(tensors, facts)
-                call = {
-                    n: t.to(device, non_blocking=True) for n, t in tensors.items() if n.startswith("call.")
-                }
+                call = {n: to_device(t, device) for n, t in tensors.items() if n.startswith("call.")}
                 kwargs = unpack(facts["tree"], {n.removeprefix("call."): t for n, t in call.items()})
                 checked = number >= len(batches) - alone
                 run.layer(number, host, kwargs, rows, batches[number], checked=checked)
@@ -324,12 +323,12 @@ def _host(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Inpu
 
 def _unpadded(hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """The real rows [n, d] of [B, T, d]."""
-    index = attention.flatten().nonzero().squeeze(1).to(hidden.device)
+    index = to_device(attention.flatten().nonzero().squeeze(1), hidden.device)
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
 
 
 def _padded(rows: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """[B, T, d] with zeros where `_unpadded` left rows out."""
-    index = attention.flatten().nonzero().squeeze(1).to(rows.device)
+    index = to_device(attention.flatten().nonzero().squeeze(1), rows.device)
     whole = rows.new_zeros((attention.numel(), rows.shape[1]))
     return whole.index_copy_(0, index, rows).reshape(*attention.shape, rows.shape[1])

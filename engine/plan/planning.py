@@ -12,6 +12,7 @@ from modegap.engine.capture.config import ExtractConfig
 from modegap.engine.capture.job import Job, Progress, Shape, load_for
 from modegap.engine.datasets import Dataset
 from modegap.engine.models.loaded import LoadedModel
+from modegap.engine.models.loading import locate, published_here
 from modegap.stores import StorePlan
 
 from .batching import batch_bytes
@@ -137,16 +138,15 @@ def plan(
     """
     from modegap.engine.layers.skeleton import empty
 
-    if model is None:
-        loaded = empty(
-            config.model,
-            dtype=config.dtype,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            points=config.module,
-        )
-    else:
-        loaded = model
+    if model is None and published_here(locate(config.model, config.revision, config.trust_remote_code, {})):
+        model = load(config)  # its shapes are only known with its weights
+    loaded = model or empty(
+        config.model,
+        dtype=config.dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        points=config.module,
+    )
     found = gpu_memories()
     if gpu_bytes is None and found:
         gpu_bytes = min(found)

@@ -186,7 +186,7 @@ def test_weights_are_refused_before_they_are_loaded(tmp_path: Path, monkeypatch:
     ):
         extract(made, data=data)
     monkeypatch.setattr("modegap.engine.plan.planning.gpu_memories", lambda: [GPU])
-    with pytest.raises(EngineError, match="memory of 1 GPUs for the weights: 138 GB needed, 73.6 GB free"):
+    with pytest.raises(EngineError, match=r"memory of 1 GPUs for the weights: 138 GB needed, 73\.6 GB free"):
         extract_moments(replace(made, device_map="auto", rows="stats-only"), data=data)
     with pytest.raises(EngineError, match="device_map=auto over 2 GPUs; or stream_layers"):
         check_weights(replace(made, device_map="cuda:0"))

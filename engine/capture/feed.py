@@ -58,7 +58,7 @@ class Feed:
         loaded: the model.
         data: the data set.
         batches: sample indices of each batch.
-        options: `target` and `prompt` of `LoadedModel.collate`.
+        collate: makes a batch of samples; called in the thread.
         workers: processes that decode media; 0 decodes in the thread.
         most: the largest batch that is known to fit now, None where none is known.
     """
@@ -69,13 +69,13 @@ class Feed:
         data: Dataset,
         batches: Sequence[Sequence[int]],
         *,
-        options: dict[str, Any],
+        collate: Callable[[Sequence[Sample]], Inputs],
         workers: int = 0,
         most: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Starts nothing yet."""
         self._loaded, self._data, self._batches = loaded, data, batches
-        self._options, self._workers, self._most = options, workers, most
+        self._collate, self._workers, self._most = collate, workers, most
         self._stopped = threading.Event()
         self._queue: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=_AHEAD)
         self._thread = threading.Thread(target=self._run, name="modegap-feed", daemon=True)
@@ -130,7 +130,7 @@ class Feed:
             items = items[size:]
 
     def _prepare(self, items: list[Item], side: Any) -> Prepared:
-        host = self._loaded.collator.collate([sample for _, sample in items], **self._options)
+        host = self._collate([sample for _, sample in items])
         if side is None:
             return Prepared(items, host, self._loaded.place(host), None)
         try:

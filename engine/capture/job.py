@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,7 @@ class Job:
         self.streams: dict[str, HookPoint] = {}
         for point in self.points:
             self.streams.setdefault(point.stream, point)
+        self._collating = threading.Lock()
         self.ledger = Ledger(self.path)
         self.before_retry: Callable[[], None] = lambda: None
         self.backoff: Backoff[Item] = Backoff(lambda item: item[1].id, self._retried)
@@ -125,8 +127,9 @@ class Job:
         self.windows = list(schedule(lengths, self.count, self.batching))
 
     def collate(self, samples: Sequence[Sample]) -> Inputs:
-        """A batch as the model takes it, before it is placed."""
-        return self.loaded.collator.collate(samples, **self.options)
+        """A batch as the model takes it, before it is placed; one at a time: tokenizers refuse two threads."""
+        with self._collating:
+            return self.loaded.collator.collate(samples, **self.options)
 
     def samples(self, indices: Sequence[int]) -> list[Item]:
         """Samples with their media, decoded here and now."""

@@ -43,7 +43,7 @@ class Pump:
             job.loaded,
             job.data,
             batches,
-            options=job.options,
+            collate=job.collate,
             workers=job.config.workers,
             most=lambda: backoff.limit,
         )

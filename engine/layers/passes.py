@@ -100,7 +100,7 @@ class Passes:
                     job.loaded,
                     job.data,
                     job.batches,
-                    options=job.options,
+                    collate=job.collate,
                     workers=job.config.workers,
                     most=lambda: job.backoff.limit,
                 )

@@ -167,11 +167,18 @@ def test_weights_are_read_once_and_only_one_layer_ahead(
     assert not any("layers.2." in key or "lm_head" in key for key in read), "nothing above the last point"
 
 
-@pytest.mark.parametrize("rows", ["both", "stats-only"])
-@pytest.mark.parametrize("stop", ["embed", "layer 1 of 3", "layer 2 of 3", "layer 3 of 3", "store"])
+@pytest.mark.parametrize(
+    ("rows", "stop"),
+    [
+        ("both", "embed"),
+        ("both", "layer 1 of 3"),
+        ("both", "layer 3 of 3"),
+        ("both", "store"),
+        ("stats-only", "embed"),
+        ("stats-only", "layer 2 of 3"),
+    ],
+)
 def test_a_killed_run_goes_on_at_its_layer(rows: str, stop: str, tmp_path: Path) -> None:
-    if rows == "stats-only" and stop == "store":
-        pytest.skip("nothing is assembled")
     saved_text("gemma2", tmp_path / "m")
     data = ListDataset(tiny.text_samples(12))
     run = extract if rows == "both" else extract_moments

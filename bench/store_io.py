@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to put the result")
     parser.add_argument("--dir", type=Path, help="where the files go (default: a temporary folder)")
-    parser.add_argument("--mib", type=int, default=512, help="size of the rows")
+    parser.add_argument("--mib", type=int, default=512, help="size of the rows that are read")
+    parser.add_argument("--write-mib", type=int, default=1024, help="size of the rows that are written")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="longest wait for quiet samples, a part")
     parser.add_argument("--memory-of", nargs=2, metavar=("STORE", "THREADS"), help=argparse.SUPPRESS)
@@ -142,8 +144,15 @@ def main() -> None:
     pace = (options.rounds, options.seconds)
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
-        report: dict[str, Any] = {"machine": machine(), "mib": options.mib, "rounds": options.rounds}
-        report["write"] = measure(writes(folder, rows, samples), *pace)
+        report: dict[str, Any] = {
+            "machine": machine(),
+            "mib": options.mib,
+            "write_mib": options.write_mib,
+            "rounds": options.rounds,
+        }
+        report["write"] = measure(writes(folder, rows, options.write_mib * 2**20 // rows.nbytes), *pace)
+        for place in folder.iterdir():
+            shutil.rmtree(place, ignore_errors=True)
         for part, profile in (("read", "raw"), ("read_sharded", "sharded")):
             array = filled(folder / f"{profile}.zarr", rows, samples, profile).rows("p")
             place = folder / f"{profile}.zarr/points/p/rows"

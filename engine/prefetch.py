@@ -5,8 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -151,6 +150,37 @@ class Held(Protocol):
 H = TypeVar("H", bound=Held)
 
 
+class _Job(Generic[H]):
+    """An item whose parts are being filled; futures would cost as much Python as the reading itself."""
+
+    def __init__(self, item: H) -> None:
+        self.item = item
+        self.error: BaseException | None = None
+        self._left = len(item.parts)
+        self._lock = threading.Lock()
+        self._filled = threading.Lock()
+        if self._left:
+            self._filled.acquire()
+
+    def run(self, part: Part, skip: bool) -> None:
+        """Fill a part, unless another has failed."""
+        try:
+            if self.error is None and not skip:
+                part()
+        except BaseException as error:
+            self.error = error
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._filled.release()
+
+    def wait(self) -> None:
+        """Return when all parts are filled, or raise what went wrong."""
+        self._filled.acquire()
+        if self.error is not None:
+            raise self.error
+
+
 def prefetched(produce: Callable[[Slots], Iterator[H]], slots: Slots) -> Generator[H, None, None]:
     """Items of `produce(slots)` in order, filled by `slots.readers` threads ahead of the caller.
 
@@ -159,38 +189,47 @@ def prefetched(produce: Callable[[Slots], Iterator[H]], slots: Slots) -> Generat
     here, in the place of the item that it hit.
     """
     done = object()
-    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()  # bounded by the slots
-    pool = ThreadPoolExecutor(slots.readers, thread_name_prefix="modegap-read")
+    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()  # bounded by the slots, as are the tasks
+    tasks: queue.SimpleQueue[tuple[_Job[H], Part] | None] = queue.SimpleQueue()
+    left = threading.Event()
 
-    def work() -> None:
+    def plan() -> None:
         try:
             for item in produce(slots):
-                ready.put((item, [pool.submit(part) for part in item.parts]))
+                job = _Job(item)
+                ready.put(job)
+                for part in item.parts:
+                    tasks.put((job, part))
             ready.put(done)
         except _StoppedError:
             pass
         except BaseException as error:
             ready.put(error)
 
-    # Daemon, so that an iterator still suspended at interpreter exit cannot hold the process.
-    thread = threading.Thread(target=work, name="modegap-prefetch", daemon=True)
-    thread.start()
+    def read() -> None:
+        while (task := tasks.get()) is not None:
+            task[0].run(task[1], left.is_set())
+
+    # Daemons, so that an iterator still suspended at interpreter exit cannot hold the process.
+    planner = threading.Thread(target=plan, name="modegap-prefetch", daemon=True)
+    readers = [threading.Thread(target=read, name="modegap-read", daemon=True) for _ in range(slots.readers)]
+    for thread in (planner, *readers):
+        thread.start()
     try:
         while (given := ready.get()) is not done:
             if isinstance(given, BaseException):
                 raise given
-            item, filling = given
-            _wait(filling)
+            given.wait()
+            item = given.item
             item.slot.receive()
             yield item
             slots.give_back(item.slot)
     finally:
+        left.set()
         slots.stop()
-        thread.join()
-        pool.shutdown(cancel_futures=True)
+        planner.join()
+        for _ in readers:
+            tasks.put(None)
+        for thread in readers:
+            thread.join()
         slots.finish()
-
-
-def _wait(filling: Sequence[Future[None]]) -> None:
-    for part in filling:
-        part.result()

@@ -25,7 +25,9 @@ Progress = Callable[[int, int, int], None]
 _BATCH_BYTES = 16 << 20
 _DEVICE_BATCH_BYTES = 128 << 20
 """On a GPU a batch costs some launches and a wait, about a millisecond of Python whatever its size."""
-_HOST_READERS, _DEVICE_READERS = 2, 8
+_HOST_READERS, _DEVICE_READERS = 2, 12
+_PREFETCH, _DEVICE_PREFETCH = 2, 4
+"""On a GPU's host so many readers have chunks of two buffers in hand while others are copied or computed on."""
 _MODALITY = {"text": 1, "image": 2, "audio": 3}
 
 
@@ -45,7 +47,7 @@ def stream(
     batch_rows: int | None = None,
     start: int = 0,
     stop: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     device: str | torch.device | None = None,
     select: str | Sequence[str] | None = None,
     samples: Sequence[int] | np.ndarray | None = None,
@@ -70,12 +72,13 @@ def stream(
             GPU); batches end at chunk boundaries where the scale changes.
         start: first row.
         stop: row after the last; None reads the complete samples from the first on.
-        prefetch: buffers filled ahead, at least 1.
+        prefetch: buffers filled ahead, at least 1 (default: 2, on a GPU 4).
         device: where x is put; None is the host. The columns stay on the host.
         select: "text", "image", "audio" or several: only rows of these modalities (token rows).
         samples: only rows of these samples: indices, or bool [samples].
         progress: called after every buffer as progress(rows, rows in all, bytes).
-        readers: threads that read, at least 1 (default: 2, for a GPU 8, and no more than there are cores).
+        readers: threads that read, at least 1 (default: 2, and no more than there are cores; for a GPU three
+            quarters of the cores, up to 12).
         verify: False skips the checksums, for a store that has just been verified.
 
     Raises:
@@ -88,7 +91,7 @@ def stream(
         raise ValueError(f"start, stop: got {start}, {stop}, expected 0 <= start <= stop <= {rows.shape[0]}")
     if batch_rows is not None and batch_rows < 1:
         raise ValueError(f"batch_rows: got {batch_rows}, expected at least 1")
-    if prefetch < 1:
+    if prefetch is not None and prefetch < 1:
         raise ValueError(f"prefetch: got {prefetch}, expected at least 1")
     if select is not None and kind == "pooled":
         raise ValueError("select: pooled rows have no modality; use kind='tokens' or leave select out")
@@ -96,11 +99,14 @@ def stream(
         raise ValueError(f"readers: got {readers}, expected at least 1")
     selection = Selection(modalities=_modalities(select), samples=_sample_mask(samples, len(store.samples)))
     place = _place(device)
+    if prefetch is None:
+        prefetch = _PREFETCH if place is None else _DEVICE_PREFETCH
     if batch_rows is None:
         size = _BATCH_BYTES if place is None else _DEVICE_BATCH_BYTES
         batch_rows = max(rows.chunk_rows, size // (rows.shape[1] * rows.dtype.itemsize))
     if readers is None:
-        readers = min(_HOST_READERS if place is None else _DEVICE_READERS, _cores())
+        cores = _cores()
+        readers = min(_HOST_READERS, cores) if place is None else min(_DEVICE_READERS, max(cores * 3 // 4, 1))
     reader = ChunkReader(rows, point, start, stop, batch_rows, selection, verify)
     slots = Slots(
         prefetch + 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -14,6 +14,9 @@ _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 
 class Done(Protocol):
     """A point in a device's work."""
+
+    def query(self) -> bool:
+        """Whether the device has come as far."""
 
     def synchronize(self) -> None:
         """Return when the device has come as far."""
@@ -67,12 +70,15 @@ class CudaCopies:
         return _cuda.Stream(self._device)
 
     def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
-        """One asynchronous copy; its event lets a waiting thread sleep, not spin."""
-        done: Done = _cuda.Event(blocking=True)
-        with _cuda.stream(lane):
-            target.copy_(source, non_blocking=True)
-            done.record(lane)  # type: ignore[attr-defined]
-        return done
+        """One asynchronous copy from a thread that does nothing else on the GPU: its stream is left set.
+
+        The event lets a waiting thread sleep, not spin.
+        """
+        done: Any = _cuda.Event(blocking=True)
+        _cuda.set_stream(lane)
+        target.copy_(source, non_blocking=True)
+        done.record(lane)
+        return cast("Done", done)
 
     def mark(self) -> Done:
         """An event on the current stream."""
@@ -118,7 +124,8 @@ class Staging:
             if make:
                 return self._make()
             buffer, copied = self._free.get()
-        if copied is not None:
+        # To ask costs nothing; to wait hands over the interpreter's lock, which costs 75 us among 12 readers.
+        if copied is not None and not copied.query():
             copied.synchronize()
         return buffer
 

@@ -20,6 +20,7 @@ from .zarrjson import BLOSC, ArraySpec
 
 _MISSING = 2**64 - 1
 _ENTRY = 16
+_BLOSC_OVERHEAD = 16
 
 
 class Encoded:
@@ -93,7 +94,7 @@ def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bo
 
 
 def read_block(
-    file: Place,
+    file: Place | str,
     spec: ArraySpec,
     block: int,
     content: memoryview,
@@ -107,24 +108,27 @@ def read_block(
     """
 
     def read(handle: Handle) -> str | None:
-        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
-        expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
-        if expected is not None and not spec.inner_rows and size != expected:
-            return f"its file has {size} bytes, expected {expected}"
-        place = _place(handle, spec, block, size)
-        if isinstance(place, str):
-            return place
-        found = _read_rows(handle, spec, *place, content, threads)
+        found = rows(handle)
         if isinstance(found, str):
             return found
         inner = () if record is None else record.inner
         recorded = inner[block % spec.parts] if inner else record.crc32c if record is not None else found
         return None if found == recorded else "its content does not match the checksum of its commit record"
 
+    def rows(handle: Handle) -> int | str:
+        expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
+        if expected is not None and not (spec.inner_rows or spec.compressed or isinstance(file, RemotePath)):
+            return _read_alone(handle, content, expected, threads)
+        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
+        if expected is not None and not spec.inner_rows and size != expected:
+            return _missized(size, expected)
+        place = _place(handle, spec, block, size)
+        return place if isinstance(place, str) else _read_rows(handle, spec, *place, content, threads)
+
     return _said(file, read)
 
 
-def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
+def _said(file: Place | str, read: Callable[[Handle], str | None]) -> str | None:
     """Return what `read` says of an open file, or why it cannot be read.
 
     Raises:
@@ -139,6 +143,20 @@ def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
         if isinstance(file, RemotePath) or isinstance(error, PermissionError):
             raise unreadable(file, error) from error
         return f"its file cannot be read ({error.strerror or error})"
+
+
+def _missized(size: int, expected: int) -> str:
+    return f"its file has {size} bytes, expected {expected}"
+
+
+def _read_alone(handle: Handle, content: memoryview, expected: int, threads: int) -> int | str:
+    """Fill `content` from a local file of one chunk, whose size shows in the reading; return as `_read_rows`."""
+    found = handle.fill(content, 0, threads)
+    behind = handle.read_range(len(content), TRAILER + 1)
+    if found is None or len(behind) != TRAILER:
+        size = handle.size()
+        return _missized(size, expected) if size != expected else "its file was cut short while it was read"
+    return found if behind == trailer(found) else "its content does not match the checksum stored with it"
 
 
 def _place(handle: Handle, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
@@ -166,6 +184,8 @@ def _read_rows(
         content[:] = bytes(len(content))
         return crc32c(content)
     if spec.compressed:
+        if nbytes > len(content) + _BLOSC_OVERHEAD + TRAILER:
+            return f"it has {nbytes} bytes, more than its rows take uncompressed"
         data = handle.read_range(offset, nbytes)
         packed = data[:-TRAILER]
         if trailer(crc32c(packed)) != data[-TRAILER:]:
@@ -185,7 +205,7 @@ def _read_rows(
     return found
 
 
-def read_part(file: Place, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
+def read_part(file: Place | str, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
     """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them."""
 
     def read(handle: Handle) -> str | None:

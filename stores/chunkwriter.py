@@ -18,6 +18,7 @@ from .layout import StoredArray
 from .objects import Publishing
 from .ranges import samples_holding, samples_touching
 from .remote import Place
+from .values import absmax
 from .zarrjson import ArraySpec
 
 
@@ -108,8 +109,8 @@ class ChunkWriter:
         size = self.spec.chunk_rows
         return start // size, (-(-stop // size) if stop > start else start // size)
 
-    def append(self, sample: int, rows: np.ndarray, absmax: np.ndarray | None) -> None:
-        """Add all rows of a sample; `absmax` [rows] is given for float rows."""
+    def append(self, sample: int, rows: np.ndarray, top: float | None) -> None:
+        """Add all rows of a sample; `top` is their largest absolute value, if known."""
         start, size = int(self.bounds[sample]), self.spec.chunk_rows
         for chunk in range(*self._chunks_of(sample)):
             if not self.wanted[chunk]:
@@ -122,11 +123,7 @@ class ChunkWriter:
             expected, got = now.chunk * size + now.rows, start + piece.start
             assert expected == got, f"row {got} came where {expected} was due"
             part = rows[piece]
-            if absmax is None:
-                top = max(-int(part.min()), int(part.max()))
-            else:
-                top = absmax[piece].max()
-            now.add(part, float(top))
+            now.add(part, absmax(part) if top is None or len(part) < len(rows) else top)
             if now.rows == last - first:
                 self._end(now)
 

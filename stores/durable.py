@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _SUFFIX = ".tmp"
+_PIECE = 2**21
+"""Bytes a call: where memory is scarce ext4 takes up to twice as long over 16 MiB at once."""
 
 
 def temporary(path: Path) -> Path:
@@ -40,7 +42,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    """Allocate a file's blocks at once: ext4 then takes 6.2 GB/s of writes instead of 4.1.
+    """Allocate a file's blocks at once, which saves ext4 up to a third of the time that the writes take.
 
     A full disk shows here, before anything is written. File systems that cannot reserve are left to allocate
     while they are written to.
@@ -71,7 +73,7 @@ def stage_file(path: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0)
             for part in parts:
                 rest = memoryview(part)
                 while rest:
-                    rest = rest[os.write(descriptor, rest) :]
+                    rest = rest[os.write(descriptor, rest[:_PIECE]) :]
             sync_file(descriptor)
         finally:
             os.close(descriptor)

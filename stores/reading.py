@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -30,6 +31,8 @@ class ChunkedArray:
         self.spec, self._array, self._root = array.spec, array, root
         self._log, self._ranges, self._ids = log, ranges, ids
         self._last = threading.local()
+        self._prefix = None if isinstance(root, RemotePath) else f"{root / array.spec.path / 'c'}{os.sep}"
+        self._suffix = f"{os.sep}0" * (len(array.spec.shape) - 1)
         self._ahead = (
             ReadAhead(self._fetch, self.spec.block_bytes, self._exists)
             if isinstance(root, RemotePath)
@@ -44,6 +47,12 @@ class ChunkedArray:
     def describe_rows(self, start: int, stop: int) -> str:
         """Return "rows a to b of <kind> <name>" for messages."""
         return f"rows {start} to {stop - 1} of {self._array.kind} {self._array.owner!r}"
+
+    def _file(self, chunk: int) -> Place | str:
+        """Return the file of a chunk; a local one as a string, since thousands a second are opened."""
+        if self._prefix is None:
+            return self.spec.chunk_file(self._root, chunk)
+        return f"{self._prefix}{chunk}{self._suffix}"
 
     def check_range(self, start: int, stop: int) -> None:
         """Raise unless all rows exist and belong to complete samples.
@@ -85,8 +94,7 @@ class ChunkedArray:
         if self._ahead is not None:
             reason = self._ahead.read(block, bytes_of(out))
         else:
-            file = self.spec.chunk_file(self._root, chunk)
-            reason = read_block(file, self.spec, block, bytes_of(out), record, threads)
+            reason = read_block(self._file(chunk), self.spec, block, bytes_of(out), record, threads)
         if reason is not None:
             check_there(self._root)
             start, stop = self.spec.rows_of_block(block)
@@ -136,7 +144,7 @@ class ChunkedArray:
 
     def _load_part(self, block: int, first: int, out: np.ndarray) -> None:
         """Fill `out` with some rows of a block from its row `first` on, without checking them."""
-        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        file = self._file(block // self.spec.parts)
         reason = read_part(file, self.spec, block, first, bytes_of(out))
         if reason is not None:
             start = block * self.spec.block_rows + first

@@ -143,20 +143,20 @@ class Writer:
             )
         ready = self._checked(sample, rows, tokens or {})
         self._torn = True
-        for writer, values, absmax in ready:
-            writer.append(sample, values, absmax)
+        for writer, values, top in ready:
+            writer.append(sample, values, top)
         self._torn = False
         self._done += 1
         return True
 
     def _checked(
         self, sample: int, rows: Mapping[str, SampleRows], tokens: Mapping[str, Columns]
-    ) -> list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]]:
+    ) -> list[tuple[ChunkWriter, np.ndarray, float | None]]:
         for what, known, names in (("point", self._points, rows), ("stream", self._streams, tokens)):
             for name in names:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))
-        ready: list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]] = []
+        ready: list[tuple[ChunkWriter, np.ndarray, float | None]] = []
         for (kind, owner), writer in self._writers.items():
             where = f"sample {sample} ({self._ids[sample]!r}), {kind} of {owner!r}"
             n_rows = int(writer.bounds[sample + 1] - writer.bounds[sample])
@@ -164,10 +164,10 @@ class Writer:
                 both = rows.get(owner, SampleRows())
                 value = both.tokens if kind == "tokens" else both.pooled
                 shape = (n_rows, writer.spec.shape[1])
-                values, absmax = checked_rows(
+                values, top = checked_rows(
                     where, value, shape, pooled=kind == "pooled", dtype=writer.spec.dtype
                 )
-                ready.append((writer, values, absmax))
+                ready.append((writer, values, top))
             else:
                 pair = tokens.get(owner, (None, None))
                 ready.append((writer, checked_column(where, kind, pair[kind == "modality"], n_rows), None))

@@ -15,6 +15,7 @@ from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
+from modegap.engine.replay.items import layout_of
 
 from .capturer import Capturer, check_finite
 from .config import ExtractConfig, Rows
@@ -147,7 +148,7 @@ class Job:
                 return blocks
 
             part, blocks = next(self.backoff.run(items, work))
-        self.layout = self._layout_of(*part[0])  # it is decoded already
+        self.layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)  # it is decoded already
         parity = check_parity(
             self.loaded,
             self.points,
@@ -161,13 +162,8 @@ class Job:
     @cached_property
     def layout(self) -> dict[str, Any]:
         """The tokens of one prompt, with which a replay compares what it rebuilds."""
-        return self._layout_of(*self.samples([self.batches[0][0]])[0])
-
-    def _layout_of(self, index: int, sample: Sample) -> dict[str, Any]:
-        from modegap.engine.replay.items import runs
-
-        tokens = self.loaded.collator.collate([sample], prompt=self.config.prompt).tensors["input_ids"][0]
-        return {"sample": index, "runs": runs(tokens.tolist())}
+        ((index, sample),) = self.samples([self.batches[0][0]])
+        return layout_of(self.loaded.collator, index, sample, self.config.prompt)
 
     @property
     def batches(self) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,12 @@ class Layout:
         before = np.asarray(self.collator.before_text(question), dtype=np.int64)
         tokens = np.concatenate([before, ids])
         return tokens, np.arange(len(before), len(tokens)), max(len(before), 1)
+
+
+def layout_of(collator: Collator, index: int, sample: Sample, prompt: str | None) -> dict[str, Any]:
+    """How a sample's prompt is laid out, for a store's provenance: a replay compares what it rebuilds with it."""
+    tokens = collator.collate([sample], prompt=prompt).tensors["input_ids"][0]
+    return {"sample": index, "runs": runs(tokens.tolist())}
 
 
 def runs(tokens: Sequence[int] | Int) -> list[list[int]]:

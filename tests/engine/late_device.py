@@ -14,6 +14,9 @@ class Point:
     def __init__(self):
         self.reached = threading.Event()
 
+    def query(self):
+        return self.reached.is_set()
+
     def synchronize(self):
         assert self.reached.wait(10)
 

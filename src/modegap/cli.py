@@ -24,6 +24,7 @@ from modegap._version import __version__
 
 COMMANDS = {
     "demo": "run the main job on the built-in lab and write its report",
+    "plan": "bytes, memory, GPUs and time of a capture, and whether it fits",
     "inspect": "show a model's hook points and how they were found",
     "extract": "capture a model's hidden states over a data set into a store",
     "info": "what a store holds: shape, bytes, provenance, labels",

@@ -150,8 +150,8 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
     x, codes = rows(n, d, classes)
     cell = Labelled(np.arange(n), codes)
     options = {"tol": 1e-6, "calibration": 3, "control": "samples", "seeds": (1, 2, 3)}
-    theirs = fit_point(x, [cell], ProbeConfig(solver="sklearn", **options))[0]
-    ours = fit_point(x, [cell], ProbeConfig(solver="batched", **options))[0]
+    theirs = next(fit_point(x, [cell], ProbeConfig(solver="sklearn", **options)))
+    ours = next(fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=1, **options)))
     assert (theirs.solver, ours.solver) == ("sklearn", "batched")
     for a, b in zip(theirs.scores, ours.scores, strict=True):
         assert abs(a.accuracy - b.accuracy) * a.n_test <= 1 + 1e-9
@@ -164,19 +164,20 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
         assert b.gradient <= 1e-6
     assert ours.scores[0].audit == pytest.approx(ours.scores[0].gradient, rel=0.1, abs=1e-7)
     assert max(s.accuracy for s in ours.scores) > 1.5 / classes
-    two = fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=2, **options))[0]
+    two = next(fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=2, **options)))
     assert [s.accuracy for s in two.scores] == [s.accuracy for s in ours.scores]
 
 
 def test_the_faster_solver_is_chosen_and_the_papers_law_stays_with_the_reference() -> None:
-    small, large = 2096 * 128 * 4, 2096 * 4096 * 40
-    assert choose(small, ProbeConfig())[0] == "sklearn"
-    name, why = choose(large, ProbeConfig())
+    small, large = (2096, 4096, 1), (2096, 4096, 40)
+    assert choose(300, 1024, 4, ProbeConfig())[0] == "sklearn"
+    name, why = choose(*large, ProbeConfig())
     assert name == "batched"
-    assert f"{large:,}" in why
-    assert choose(large, ProbeConfig(law="paper"))[0] == "sklearn"
-    assert choose(large, ProbeConfig(solver="sklearn"))[0] == "sklearn"
-    assert choose(small, ProbeConfig(device="cuda"))[0] == "batched"
+    assert f"{2096 * 4096 * 40:,}" in why
+    assert choose(5000, 1024, 40, ProbeConfig())[0] == "sklearn"
+    assert choose(*large, ProbeConfig(law="paper"))[0] == "sklearn"
+    assert choose(*large, ProbeConfig(solver="sklearn"))[0] == "sklearn"
+    assert choose(*small, ProbeConfig(device="cuda"))[0] == "batched"
     with pytest.raises(ValueError, match="computes on the host"):
         ProbeConfig(solver="sklearn", device="cuda")
 

@@ -16,18 +16,39 @@ import numpy as np
 
 from .ablate import AblationResult
 from .align import Modes
+from .bound import BoundResult
 from .distance import DistanceResult
+from .gmi import GmiResult
+from .gradproj import GradprojResult
+from .lipschitz import LipschitzResult
 from .pertype import PertypeResult
 from .probe import ProbeResult
 from .result import Json, jsonable
+from .swap import SwapResult
 
 FORMAT = "modegap.result/1"
-Saved = Modes | AblationResult | ProbeResult | DistanceResult | PertypeResult
+Saved = (
+    Modes
+    | AblationResult
+    | ProbeResult
+    | DistanceResult
+    | PertypeResult
+    | LipschitzResult
+    | GradprojResult
+    | SwapResult
+    | GmiResult
+    | BoundResult
+)
 _KINDS: dict[str, type[Any]] = {
     "ablate": AblationResult,
+    "bound": BoundResult,
     "distance": DistanceResult,
+    "gmi": GmiResult,
+    "gradproj": GradprojResult,
+    "lipschitz": LipschitzResult,
     "pertype": PertypeResult,
     "probe": ProbeResult,
+    "swap": SwapResult,
 }
 
 

@@ -8,6 +8,7 @@ Floor: the larger of bytes / copy bandwidth and flops / product rate, both measu
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,7 +126,8 @@ def results(case: Case, top: Mapping[str, float], device: Device = "cuda") -> li
             continue
         if not errors[name] <= case.tolerance and name not in case.inaccurate:
             why = f"error {errors[name]:.2g} above {case.tolerance:g}"
-            records.append(_record(case, name, failed=why, error=errors[name], accurate=False))
+            finite = {"error": errors[name]} if math.isfinite(errors[name]) else {}
+            records.append(_record(case, name, failed=why, accurate=False, **finite))
     records += [_record(case, name, missing=why) for name, why in case.missing.items()]
     out = {record["provider"] for record in records}
     timed = {name: calls for name, calls in case.providers.items() if name not in out}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .batch import ActivationBatch
-from .prefetch import Slot, Slots
+from .prefetch import Part, Slot, Slots
 
 if TYPE_CHECKING:
     from modegap.stores import RowArray
@@ -41,9 +43,10 @@ class Selection:
 
 @dataclass(slots=True)
 class Piece:
-    """What one buffer holds: batches over it, and how far the reading has come."""
+    """What one buffer holds once its parts are filled: batches over it, and how far the reading has come."""
 
     slot: Slot
+    parts: Sequence[Part] = ()
     batches: list[ActivationBatch] = field(default_factory=list)
     rows_done: int = 0
     bytes_done: int = 0
@@ -67,21 +70,33 @@ class ChunkReader:
     """
 
     def __init__(
-        self, rows: RowArray, point: str, start: int, stop: int, batch_rows: int, selection: Selection
+        self,
+        rows: RowArray,
+        point: str,
+        start: int,
+        stop: int,
+        batch_rows: int,
+        selection: Selection,
+        verify: bool = True,
     ) -> None:
         """Nothing is read yet."""
         self._rows, self._point, self._selection = rows, point, selection
         self._start, self._stop, self._batch_rows = start, stop, batch_rows
-        # With a selection every chunk is read, or left out, on its own.
-        self._per_span = 1 if selection else max(batch_rows // rows.chunk_rows, 1)
+        self._per_span = max(batch_rows // rows.chunk_rows, 1)
         self._window = (0, 0)
         self._modality: np.ndarray | None = None
-        self._scratch: np.ndarray | None = None
+        self._verify = verify
+        self._scratch = threading.local()
 
     @property
     def buffer_rows(self) -> int:
         """Rows a buffer must hold."""
         return min(self._per_span, max(self._rows.n_chunks, 1)) * self._rows.chunk_rows
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are read at a time."""
+        return self._rows.chunk_rows
 
     @property
     def width(self) -> int:
@@ -99,21 +114,21 @@ class ChunkReader:
         return self._stop - self._start
 
     def load(self, slots: Slots) -> Iterator[Piece]:
-        """Fill slot after slot; runs in the prefetch thread."""
+        """Plan slot after slot; runs in the prefetch thread, the parts in those that read."""
         read = 0
         for span in self._spans():
             sample = self._rows.sample_of_row(span.lo, span.hi)
             modality = self._modality_of(span.lo, span.hi)
             keep = self._selection.mask(sample, modality) if self._selection else None
-            done = span.hi - self._start
-            if keep is not None and not keep.any():
+            index = None if keep is None or keep.all() else np.flatnonzero(keep)
+            if index is not None and not len(index):
                 continue
             slot = slots.acquire()
-            kept = self._read(span, slot, keep)
-            read += (span.last - span.first) * self._rows.chunk_rows * self.width * self.dtype.itemsize
-            slot.upload(kept)
+            parts = list(self._parts(span, slot, index))
+            read += len(parts) * self._rows.chunk_rows * self.width * self.dtype.itemsize
             columns = (sample, self._rows.position(span.lo, span.hi), modality)
-            yield Piece(slot, list(self._cut(span, slot, keep, kept, columns)), done, read)
+            batches = list(self._cut(span, slot, index, columns))
+            yield Piece(slot, parts, batches, span.hi - self._start, read)
 
     def _spans(self) -> Iterator[_Span]:
         size = self._rows.chunk_rows
@@ -131,39 +146,53 @@ class ChunkReader:
             yield _Span(first, last, at, stop)
             at = stop
 
-    def _read(self, span: _Span, slot: Slot, keep: np.ndarray | None) -> int:
-        """Read a span into the slot, compacted to the rows kept; returns how many."""
-        some = keep is not None and not keep.all()
+    def _parts(self, span: _Span, slot: Slot, index: np.ndarray | None) -> Iterator[Part]:
+        """What fills a slot, a chunk each; a chunk without a selected row is not read."""
         size = self._rows.chunk_rows
-        if some and self._scratch is None:
-            self._scratch = np.empty((self.buffer_rows, self.width), self.dtype)
-        target = self._scratch if some and self._scratch is not None else slot.host
         for chunk in range(span.first, span.last):
-            at = (chunk - span.first) * size
-            self._rows.chunk(chunk, out=target[at : at + size])
-        offset = span.lo - span.first * size
-        n = span.hi - span.lo
-        if some and keep is not None:
-            index = np.flatnonzero(keep) + offset
-            # mode="clip" lets numpy write into `out` directly; the default buffers a copy.
-            np.take(target, index, axis=0, out=slot.host[: len(index)], mode="clip")
-            return len(index)
-        if offset:
-            slot.host[:n] = slot.host[offset : offset + n].copy()
-        return n
+            if index is None:
+                yield partial(slot.fill, (chunk - span.first) * size, size, partial(self._whole, span, chunk))
+                continue
+            start = chunk * size - span.lo
+            first, last = np.searchsorted(index, [start, start + size]).tolist()
+            if last > first:
+                picked = index[first:last] - start
+                yield partial(slot.fill, first, len(picked), partial(self._picked, chunk, picked))
+
+    def _chunk(self, chunk: int, out: np.ndarray) -> None:
+        self._rows.chunk(chunk, out, threads=1, verify=self._verify)
+
+    def _whole(self, span: _Span, chunk: int, out: np.ndarray) -> tuple[int, int]:
+        """Read a chunk; returns which of its rows are in the span."""
+        self._chunk(chunk, out)
+        start = chunk * len(out)
+        return max(span.lo - start, 0), min(span.hi - start, len(out))
+
+    def _picked(self, chunk: int, rows: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+        """Read a chunk and copy some of its rows to `out`; returns which rows of `out` count: all."""
+        scratch: np.ndarray | None = getattr(self._scratch, "buffer", None)
+        if scratch is None:
+            from modegap.stores import aligned_empty
+
+            shape = (self._rows.chunk_rows, self.width)
+            scratch = self._scratch.buffer = aligned_empty(shape, self.dtype)
+        self._chunk(chunk, scratch)
+        # mode="clip" lets numpy write into `out` directly; the default buffers a copy.
+        np.take(scratch, rows, axis=0, out=out, mode="clip")
+        return 0, len(rows)
 
     def _cut(
         self,
         span: _Span,
         slot: Slot,
-        keep: np.ndarray | None,
-        kept: int,
+        index: np.ndarray | None,
         columns: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     ) -> Iterator[ActivationBatch]:
-        some = keep is not None and kept < span.hi - span.lo
-        index = np.flatnonzero(keep) if some and keep is not None else None
         picked = [None if c is None else torch.from_numpy(c if index is None else c[index]) for c in columns]
         row = None if index is None else torch.from_numpy(index + span.lo)
+        kept = span.hi - span.lo if index is None else len(index)
+        # Without a selection rows lie where their chunks were read to.
+        begin = span.lo - span.first * self._rows.chunk_rows if index is None else 0
         scale = self._rows.scale(span.first)
         limit = max(self._batch_rows, 1)
         for lo in range(0, kept, limit):
@@ -171,7 +200,7 @@ class ChunkReader:
             sample, position, modality = (None if c is None else c[lo:hi] for c in picked)
             after = span.hi if hi == kept else span.lo + hi if row is None else int(row[hi])
             yield ActivationBatch(
-                x=slot.rows[lo:hi],
+                x=slot.rows[begin + lo : begin + hi],
                 start=span.lo + lo if row is None else int(row[lo]),
                 point=self._point,
                 scale=scale,

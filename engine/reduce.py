@@ -34,9 +34,10 @@ def reduce(
     start: int = 0,
     stop: int | None = None,
     batch_rows: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     select: str | Sequence[str] | None = None,
     samples: Sequence[int] | np.ndarray | None = None,
+    readers: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> R:
@@ -52,7 +53,7 @@ def reduce(
         kind: "tokens" or "pooled"; None takes token rows where the store has them.
         device: where rows are put and the reduction computes; None is the host.
         progress: called as progress(rows, rows in all, bytes).
-        start: first row, as in `stream`, and so are stop, batch_rows, prefetch, select and samples.
+        start: first row, as in `stream`, and so are stop, batch_rows, prefetch, select, samples, readers.
         checkpoint: a file that holds the state while the pass runs. It is replaced atomically about every
             `checkpoint_seconds`, continued from if it exists, and removed at the end.
         checkpoint_seconds: see above.
@@ -89,6 +90,7 @@ def reduce(
         select=select,
         samples=samples,
         progress=progress,
+        readers=readers,
     )
     return _run(batches, reduction, saved, store)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ import torch
 from .batch import ActivationBatch, PairedBatch
 from .chunks import ChunkReader, Selection
 from .prefetch import Slots, prefetched
+from .upload import CudaCopies
 
 if TYPE_CHECKING:
     from modegap.stores import ActivationStore, RowArray
@@ -21,6 +23,11 @@ Progress = Callable[[int, int, int], None]
 """Called as progress(rows read, rows in all, bytes read), totals so far."""
 
 _BATCH_BYTES = 16 << 20
+_DEVICE_BATCH_BYTES = 128 << 20
+"""On a GPU a batch costs some launches and a wait, about a millisecond of Python whatever its size."""
+_HOST_READERS, _DEVICE_READERS = 2, 12
+_PREFETCH, _DEVICE_PREFETCH = 2, 4
+"""On a GPU's host so many readers have chunks of two buffers in hand while others are copied or computed on."""
 _MODALITY = {"text": 1, "image": 2, "audio": 3}
 
 
@@ -40,32 +47,39 @@ def stream(
     batch_rows: int | None = None,
     start: int = 0,
     stop: int | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
     device: str | torch.device | None = None,
     select: str | Sequence[str] | None = None,
     samples: Sequence[int] | np.ndarray | None = None,
     progress: Progress | None = None,
+    readers: int | None = None,
+    verify: bool = True,
 ) -> Iterator[ActivationBatch]:
     """Batches of a point's rows, in order, each of one scale, with sample, position and modality of its rows.
 
-    Chunks are read and verified whole, `prefetch` of them ahead, in one thread that ends with the iterator
-    (also when it is left early). `batch.x` is a view of one of `prefetch` + 1 page-aligned buffers that are
-    reused: copy what must outlive the next step. On a CUDA device the buffers are pinned and copied on their
-    own stream, so that reading, copying and computing overlap.
+    Chunks are read and verified whole by `readers` threads, which end with the iterator (also when it is left
+    early). `batch.x` is a view of one of `prefetch` + 1 page-aligned buffers that are reused: copy what must
+    outlive the next step.
+
+    On a CUDA device the buffers are there. Each thread reads into one of `readers` + 3 pinned chunks, from
+    where the rows are copied on a stream of their own, so that reading, copying and computing overlap.
 
     Args:
         store: the store.
         point: hook point.
         kind: "tokens" or "pooled"; None takes token rows where the store has them.
-        batch_rows: most rows a batch (default: one chunk, or as many small ones as make 16 MiB); batches end
-            at chunk boundaries where the scale changes.
+        batch_rows: most rows a batch (default: one chunk, or as many small ones as make 16 MiB, 128 on a
+            GPU); batches end at chunk boundaries where the scale changes.
         start: first row.
         stop: row after the last; None reads the complete samples from the first on.
-        prefetch: buffers filled ahead, at least 1.
+        prefetch: buffers filled ahead, at least 1 (default: 2, on a GPU 4).
         device: where x is put; None is the host. The columns stay on the host.
         select: "text", "image", "audio" or several: only rows of these modalities (token rows).
         samples: only rows of these samples: indices, or bool [samples].
         progress: called after every buffer as progress(rows, rows in all, bytes).
+        readers: threads that read, at least 1 (default: 2, and no more than there are cores; for a GPU three
+            quarters of the cores, up to 12).
+        verify: False skips the checksums, for a store that has just been verified.
 
     Raises:
         ValueError: bad arguments.
@@ -77,22 +91,52 @@ def stream(
         raise ValueError(f"start, stop: got {start}, {stop}, expected 0 <= start <= stop <= {rows.shape[0]}")
     if batch_rows is not None and batch_rows < 1:
         raise ValueError(f"batch_rows: got {batch_rows}, expected at least 1")
-    if prefetch < 1:
+    if prefetch is not None and prefetch < 1:
         raise ValueError(f"prefetch: got {prefetch}, expected at least 1")
     if select is not None and kind == "pooled":
         raise ValueError("select: pooled rows have no modality; use kind='tokens' or leave select out")
+    if readers is not None and readers < 1:
+        raise ValueError(f"readers: got {readers}, expected at least 1")
     selection = Selection(modalities=_modalities(select), samples=_sample_mask(samples, len(store.samples)))
+    place = _place(device)
+    if prefetch is None:
+        prefetch = _PREFETCH if place is None else _DEVICE_PREFETCH
     if batch_rows is None:
-        batch_rows = max(rows.chunk_rows, _BATCH_BYTES // (rows.shape[1] * rows.dtype.itemsize))
-    reader = ChunkReader(rows, point, start, stop, batch_rows, selection)
-    place = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
-    return _batches(reader, prefetch, place, progress)
+        size = _BATCH_BYTES if place is None else _DEVICE_BATCH_BYTES
+        batch_rows = max(rows.chunk_rows, size // (rows.shape[1] * rows.dtype.itemsize))
+    if readers is None:
+        cores = _cores()
+        readers = min(_HOST_READERS, cores) if place is None else min(_DEVICE_READERS, max(cores * 3 // 4, 1))
+    reader = ChunkReader(rows, point, start, stop, batch_rows, selection, verify)
+    slots = Slots(
+        prefetch + 1,
+        (reader.buffer_rows, reader.width),
+        reader.dtype,
+        readers=readers,
+        part_rows=reader.chunk_rows,
+        device=None if place is None else CudaCopies(place),
+    )
+    return _batches(reader, slots, progress)
 
 
-def _batches(
-    reader: ChunkReader, prefetch: int, device: torch.device | None, progress: Progress | None
-) -> Iterator[ActivationBatch]:
-    slots = Slots(prefetch + 1, reader.buffer_rows, reader.width, reader.dtype, device)
+def _place(device: str | torch.device | None) -> torch.device | None:
+    """The GPU that is meant, by its number: threads have a current device of their own. None is the host."""
+    place = torch.device("cpu" if device is None else device)
+    if place.type == "cpu":
+        return None
+    if place.type != "cuda" or not torch.cuda.is_available():
+        raise ValueError(
+            f"device: got {str(place)!r}, expected 'cpu' or an NVIDIA GPU; torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} of those"
+        )
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _batches(reader: ChunkReader, slots: Slots, progress: Progress | None) -> Iterator[ActivationBatch]:
     with closing(prefetched(reader.load, slots)) as filled:
         for piece in filled:
             yield from piece.batches
@@ -117,7 +161,7 @@ def stream_pairs(
         other: store of the second point.
         kind: as in `stream`; one kind for both.
         batch_rows: as in `stream`.
-        **options: start, stop, prefetch, device, select, samples of `stream`, for both.
+        **options: start, stop, prefetch, device, select, samples, readers, verify of `stream`, for both.
 
     Raises:
         ValueError: the points have different rows (say, streams of different tokens), or bad arguments.

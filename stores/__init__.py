@@ -2,15 +2,18 @@
 
 from .buffers import aligned_empty
 from .commits import CommitRecord
+from .damage import Damage
 from .errors import DamagedChunkError, NotCommittedError, StoreBusyError, StoreError
 from .labels import LabelColumn
 from .layout import SCHEMA_VERSION
+from .metadata import restore_header
 from .origin import provenance
 from .plan import PointInfo, PointPlan, StorePlan
+from .repairing import RepairReport, repair
 from .rows import RowArray
 from .store import ActivationStore
 from .summary import ArrayInfo, LabelInfo, StoreInfo, info
-from .verification import Damage, VerifyReport, repair, verify
+from .verification import VerifyReport, verify
 from .writer import SampleRows, Writer
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "NotCommittedError",
     "PointInfo",
     "PointPlan",
+    "RepairReport",
     "RowArray",
     "SampleRows",
     "StoreBusyError",
@@ -37,5 +41,6 @@ __all__ = [
     "info",
     "provenance",
     "repair",
+    "restore_header",
     "verify",
 ]

@@ -14,8 +14,13 @@ import numpy as np
 
 try:
     from awscrt.checksums import crc32c as _compute  # type: ignore[import-not-found, unused-ignore]
+
+    LIBRARY = "awscrt"
+    """Which library computes it here."""
 except ImportError:
     from google_crc32c import extend as _extend
+
+    LIBRARY = "google_crc32c"
 
     def _compute(data: memoryview | bytes, value: int) -> int:
         # google_crc32c refuses memoryviews, but takes arrays.

@@ -7,74 +7,68 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .checksum import PIECE, TRAILER, combine, crc32c, trailer
+from .checksum import TRAILER, combine, crc32c, trailer
 from .commits import CommitLog, CommitRecord
-from .errors import DamagedChunkError
+from .errors import DamagedChunkError, unreadable
 from .handles import Handle, opened, size_of
 from .remote import Place, RemotePath
 from .zarrjson import BLOSC, ArraySpec
 
 _MISSING = 2**64 - 1
 _ENTRY = 16
-
-
-def encode(spec: ArraySpec, content: memoryview, rows: int) -> Encoded:
-    """Return the file of a chunk (or shard) whose first `rows` rows are data, the others zero."""
-    return Encoded(spec, content, -(-rows // spec.block_rows))
+_BLOSC_OVERHEAD = 16
 
 
 class Encoded:
-    """What a file holds; iterate once, then ask for the sums.
+    """What a file holds.
 
     Attributes:
-        bytes: size of the file.
+        bytes: size of the file, once it has been iterated over.
         crc32c: checksum of the rows.
         inner: in a shard, that of each chunk.
     """
 
-    def __init__(self, spec: ArraySpec, content: memoryview, blocks: int) -> None:
-        """Use `encode` instead."""
-        self._spec, self._content, self._blocks = spec, content, blocks
-        self.bytes, self.crc32c = 0, 0
-        self.inner: tuple[int, ...] = ()
+    def __init__(self, spec: ArraySpec, content: memoryview, sums: Sequence[int]) -> None:
+        """Encode a chunk, or the chunks of a shard, from its rows and the checksum of each block with data."""
+        self._spec, self._content, self._sums = spec, content, sums
+        self.bytes = 0
+        self.inner = tuple(sums) if spec.inner_rows else ()
+        self.crc32c = sums[0]
+        for found in sums[1:]:
+            self.crc32c = combine(self.crc32c, found, spec.block_bytes)
+
+    @property
+    def planned_bytes(self) -> int:
+        """Size that the file will have; 0 where compression decides."""
+        return 0 if self._spec.compressed else _plain_bytes(self._spec, len(self._sums))
 
     def __iter__(self) -> Iterator[memoryview | bytes]:
-        """Yield the file in pieces, each summed just before it is written, while it is in the cache."""
+        """Yield the file in pieces."""
         size = self._spec.block_bytes
         index = np.full(2 * self._spec.parts, _MISSING, "<u8")
-        for block in range(self._blocks):
+        for block, found in enumerate(self._sums):
             index[2 * block] = self.bytes
-            for piece in self._block(self._content[block * size : (block + 1) * size]):
+            for piece in self._block(self._content[block * size : (block + 1) * size], found):
                 self.bytes += len(piece)
                 yield piece
             index[2 * block + 1] = self.bytes - int(index[2 * block])
         if self._spec.inner_rows:
             entries = index.tobytes()
-            yield entries + trailer(crc32c(entries))
             self.bytes += len(entries) + TRAILER
+            yield entries + trailer(crc32c(entries))
 
-    def _block(self, content: memoryview) -> Iterator[memoryview | bytes]:
-        found = 0
+    def _block(self, content: memoryview, found: int) -> Iterator[memoryview | bytes]:
         if self._spec.compressed:
             packed = _blosc(np.dtype(self._spec.dtype)).encode(content)
-            found = crc32c(content)
             yield packed
             yield trailer(crc32c(packed))
         else:
-            for at in range(0, len(content), PIECE):
-                piece = content[at : at + PIECE]
-                found = crc32c(piece, found)
-                yield piece
+            yield content
             yield trailer(found)
-        if self._spec.inner_rows:
-            self.crc32c = combine(self.crc32c, found, len(content)) if self.inner else found
-            self.inner = (*self.inner, found)
-        else:
-            self.crc32c = found
 
 
 def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
@@ -82,8 +76,12 @@ def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
     if spec.compressed:
         return None
     start, stop = spec.rows_of(chunk)
+    return _plain_bytes(spec, -(-(stop - start) // spec.block_rows))
+
+
+def _plain_bytes(spec: ArraySpec, blocks: int) -> int:
     index = spec.parts * _ENTRY + TRAILER if spec.inner_rows else 0
-    return -(-(stop - start) // spec.block_rows) * (spec.block_bytes + TRAILER) + index
+    return blocks * (spec.block_bytes + TRAILER) + index
 
 
 def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bool:
@@ -91,12 +89,12 @@ def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bo
     try:
         size = size_of(spec.chunk_file(root, chunk))
         return size == (file_bytes(spec, chunk) or log.record(chunk).bytes)
-    except (FileNotFoundError, DamagedChunkError):
+    except (FileNotFoundError, NotADirectoryError, DamagedChunkError):
         return False
 
 
 def read_block(
-    file: Place,
+    file: Place | str,
     spec: ArraySpec,
     block: int,
     content: memoryview,
@@ -110,32 +108,55 @@ def read_block(
     """
 
     def read(handle: Handle) -> str | None:
-        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
-        expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
-        if expected is not None and not spec.inner_rows and size != expected:
-            return f"its file has {size} bytes, expected {expected}"
-        place = _place(handle, spec, block, size)
-        if isinstance(place, str):
-            return place
-        found = _read_rows(handle, spec, *place, content, threads)
+        found = rows(handle)
         if isinstance(found, str):
             return found
         inner = () if record is None else record.inner
         recorded = inner[block % spec.parts] if inner else record.crc32c if record is not None else found
         return None if found == recorded else "its content does not match the checksum of its commit record"
 
+    def rows(handle: Handle) -> int | str:
+        expected = record.bytes if spec.compressed and record else file_bytes(spec, block // spec.parts)
+        if expected is not None and not (spec.inner_rows or spec.compressed or isinstance(file, RemotePath)):
+            return _read_alone(handle, content, expected, threads)
+        size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
+        if expected is not None and not spec.inner_rows and size != expected:
+            return _missized(size, expected)
+        place = _place(handle, spec, block, size)
+        return place if isinstance(place, str) else _read_rows(handle, spec, *place, content, threads)
+
     return _said(file, read)
 
 
-def _said(file: Place, read: Callable[[Handle], str | None]) -> str | None:
-    """Return what `read` says of an open file, or why it cannot be read."""
+def _said(file: Place | str, read: Callable[[Handle], str | None]) -> str | None:
+    """Return what `read` says of an open file, or why it cannot be read.
+
+    Raises:
+        StoreError: it may not be read, or the server does not answer: that is no damage.
+    """
     try:
         with opened(file) as handle:
             return read(handle)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "its file is missing"
     except OSError as error:
+        if isinstance(file, RemotePath) or isinstance(error, PermissionError):
+            raise unreadable(file, error) from error
         return f"its file cannot be read ({error.strerror or error})"
+
+
+def _missized(size: int, expected: int) -> str:
+    return f"its file has {size} bytes, expected {expected}"
+
+
+def _read_alone(handle: Handle, content: memoryview, expected: int, threads: int) -> int | str:
+    """Fill `content` from a local file of one chunk, whose size shows in the reading; return as `_read_rows`."""
+    found = handle.fill(content, 0, threads)
+    behind = handle.read_range(len(content), TRAILER + 1)
+    if found is None or len(behind) != TRAILER:
+        size = handle.size()
+        return _missized(size, expected) if size != expected else "its file was cut short while it was read"
+    return found if behind == trailer(found) else "its content does not match the checksum stored with it"
 
 
 def _place(handle: Handle, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
@@ -163,6 +184,8 @@ def _read_rows(
         content[:] = bytes(len(content))
         return crc32c(content)
     if spec.compressed:
+        if nbytes > len(content) + _BLOSC_OVERHEAD + TRAILER:
+            return f"it has {nbytes} bytes, more than its rows take uncompressed"
         data = handle.read_range(offset, nbytes)
         packed = data[:-TRAILER]
         if trailer(crc32c(packed)) != data[-TRAILER:]:
@@ -182,7 +205,7 @@ def _read_rows(
     return found
 
 
-def read_part(file: Place, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
+def read_part(file: Place | str, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
     """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them."""
 
     def read(handle: Handle) -> str | None:

@@ -6,18 +6,19 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from .buffers import aligned_empty, bytes_of
-from .chunkfiles import encode
+from .buffers import aligned_empty
+from .chunkfiles import Encoded
 from .commits import CommitLog, CommitRecord
 from .errors import StoreError, disk_error
+from .filling import Filling
 from .layout import StoredArray
-from .publishing import Publisher
+from .objects import Publishing
 from .ranges import samples_holding, samples_touching
-from .values import FP16_MAX, count_overflow, exponent_for, rescale, store_scaled
+from .remote import Place
+from .values import absmax
 from .zarrjson import ArraySpec
 
 
@@ -29,9 +30,9 @@ class Committer:
     itself.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, publisher: Publishing) -> None:
         """Start with no thread and no buffer; both are made on demand and reused."""
-        self.publisher = Publisher()
+        self.publisher = publisher
         self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
         self._slots = threading.BoundedSemaphore(depth)
         self._free: dict[int, list[np.ndarray]] = {}
@@ -76,19 +77,6 @@ class Committer:
 
 
 @dataclass(slots=True)
-class _Filling:
-    """A chunk on its way to being full."""
-
-    chunk: int
-    buffer: np.ndarray
-    values: np.ndarray
-    fill: int = 0
-    absmax: float = 0.0
-    overflow: int = 0
-    exponent: int = 0
-
-
-@dataclass(slots=True)
 class ChunkWriter:
     """Takes the rows of one array in order and commits the chunks it owns; drops the rows of all others.
 
@@ -99,13 +87,13 @@ class ChunkWriter:
         bounds: int64 [samples + 1], first row of each sample.
     """
 
-    root: Path
+    root: Place
     array: StoredArray
     log: CommitLog
     wanted: np.ndarray
     bounds: np.ndarray
     committer: Committer
-    _now: _Filling | None = field(default=None, init=False)
+    _now: Filling | None = field(default=None, init=False)
 
     @property
     def spec(self) -> ArraySpec:
@@ -121,61 +109,43 @@ class ChunkWriter:
         size = self.spec.chunk_rows
         return start // size, (-(-stop // size) if stop > start else start // size)
 
-    def append(self, sample: int, rows: np.ndarray, absmax: np.ndarray | None) -> None:
-        """Add all rows of a sample; `absmax` [rows] is given for float rows."""
+    def append(self, sample: int, rows: np.ndarray, top: float | None) -> None:
+        """Add all rows of a sample; `top` is their largest absolute value, if known."""
         start, size = int(self.bounds[sample]), self.spec.chunk_rows
         for chunk in range(*self._chunks_of(sample)):
             if not self.wanted[chunk]:
                 continue
             first, last = self.spec.rows_of(chunk)
             piece = slice(max(first - start, 0), min(last - start, len(rows)))
-            now = self._now = self._now or self._begin(chunk)
-            expected, got = now.chunk * size + now.fill, start + piece.start
+            now = self._now = self._now or Filling(
+                self.spec, chunk, self.committer.buffer(self.spec.chunk_bytes)
+            )
+            expected, got = now.chunk * size + now.rows, start + piece.start
             assert expected == got, f"row {got} came where {expected} was due"
-            self._put(now, rows[piece], None if absmax is None else absmax[piece])
-            if now.fill == last - first:
+            part = rows[piece]
+            now.add(part, absmax(part) if top is None or len(part) < len(rows) else top)
+            if now.rows == last - first:
                 self._end(now)
 
-    def _begin(self, chunk: int) -> _Filling:
-        buffer = self.committer.buffer(self.spec.chunk_bytes)
-        content = buffer.view(self.spec.dtype)
-        return _Filling(chunk, buffer, content.reshape(self.spec.chunk_rows, *self.spec.shape[1:]))
-
-    def _put(self, now: _Filling, rows: np.ndarray, absmax: np.ndarray | None) -> None:
-        top = float(np.max(np.abs(rows.astype(np.int64)) if absmax is None else absmax))
-        now.absmax = max(now.absmax, top)
-        out = now.values[now.fill : now.fill + len(rows)]
-        if self.spec.dtype == "float16":
-            if top > FP16_MAX:
-                now.overflow += count_overflow(rows)
-                exponent = max(now.exponent, exponent_for(top))
-                rescale(now.values[: now.fill], exponent - now.exponent)
-                now.exponent = exponent
-            store_scaled(rows, now.exponent, out)
-        else:
-            out[...] = rows
-        now.fill += len(rows)
-
-    def _end(self, now: _Filling) -> None:
+    def _end(self, now: Filling) -> None:
         self._now = None
         self.wanted[now.chunk] = False
         self.committer.submit(now.buffer, lambda: self._commit(now))
 
-    def _commit(self, now: _Filling) -> None:
+    def _commit(self, now: Filling) -> None:
         """Put a full chunk on the disk, then its commit record.
 
         Raises:
             StoreError: the disk is full, read-only or broken, or the chunk has been committed by someone
             else.
         """
-        now.values[now.fill :] = 0
         file = self.spec.chunk_file(self.root, now.chunk)
-        encoded = encode(self.spec, bytes_of(now.buffer), now.fill)
+        encoded = Encoded(self.spec, now.finish(), now.sums)
         publisher = self.committer.publisher
         try:
-            staged = publisher.stage_chunk(file, encoded)
+            staged = publisher.stage_chunk(file, encoded, encoded.planned_bytes)
             record = CommitRecord(
-                rows=now.fill,
+                rows=now.rows,
                 bytes=encoded.bytes,
                 crc32c=encoded.crc32c,
                 samples=samples_holding(self.bounds, *self.spec.rows_of(now.chunk)),

@@ -6,12 +6,15 @@ that refers to it. zarr's own local store renames but never syncs.
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 _SUFFIX = ".tmp"
+_PIECE = 2**21
+"""Bytes a call: where memory is scarce ext4 takes up to twice as long over 16 MiB at once."""
 
 
 def temporary(path: Path) -> Path:
@@ -38,8 +41,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def stage_file(path: Path, parts: Iterable[memoryview | bytes]) -> Path:
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Allocate a file's blocks at once, which saves ext4 up to a third of the time that the writes take.
+
+    A full disk shows here, before anything is written. File systems that cannot reserve are left to allocate
+    while they are written to.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+
+
+def stage_file(path: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Path:
     """Write the parts to a temporary file beside `path`, sync it and return its name.
+
+    `nbytes` is their size where it is known and worth reserving, else 0.
 
     Raises:
         OSError: the disk is full, read-only or broken; no temporary file stays.
@@ -48,10 +68,12 @@ def stage_file(path: Path, parts: Iterable[memoryview | bytes]) -> Path:
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
+            if nbytes:
+                _reserve(descriptor, nbytes)
             for part in parts:
                 rest = memoryview(part)
                 while rest:
-                    rest = rest[os.write(descriptor, rest) :]
+                    rest = rest[os.write(descriptor, rest[:_PIECE]) :]
             sync_file(descriptor)
         finally:
             os.close(descriptor)

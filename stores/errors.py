@@ -17,6 +17,10 @@ class DamagedChunkError(StoreError):
     """A committed chunk is missing, cut short, or differs from its recorded checksum."""
 
 
+class DamagedMetadataError(DamagedChunkError):
+    """A `zarr.json` is missing, or does not say what a store of this format says."""
+
+
 class NotCommittedError(StoreError):
     """The rows asked for belong to samples that are not completely stored (yet)."""
 
@@ -29,9 +33,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def disk_error(error: OSError, path: Path, needed: int) -> StoreError:
+def disk_error(error: OSError, path: object, needed: int) -> StoreError:
     """Return the `StoreError` that explains a failed write of `needed` bytes at `path`."""
-    if error.errno in _NO_SPACE:
+    if error.errno in _NO_SPACE and isinstance(path, Path):
         parent = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(parent).free
         return StoreError(
@@ -43,7 +47,26 @@ def disk_error(error: OSError, path: Path, needed: int) -> StoreError:
             f"cannot write {path} ({error.strerror}): the place is read-only for this user; "
             f"choose a writable path or change its permissions"
         )
-    return StoreError(f"cannot write {path} ({error.strerror or error}): check the disk, then resume")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return StoreError(
+            f"cannot write {path} ({error.strerror}): the store, or a folder of it, was deleted or moved while "
+            f"it was written: resume it where it is now, or begin again"
+        )
+    place = "disk" if isinstance(path, Path) else "connection"
+    return StoreError(f"cannot write {path} ({error.strerror or error}): check the {place}, then resume")
+
+
+def unreadable(place: object, error: OSError) -> StoreError:
+    """Return the `StoreError` for a file or folder that is there and cannot be read: it is not damage."""
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno in _NO_PERMISSION:
+        return StoreError(f"cannot read {place} ({reason}): change its permissions, or run as another user")
+    return StoreError(f"cannot read {place} ({reason}): check the disk or the connection, then try again")
+
+
+def gone(root: object) -> StoreError:
+    """Return the `StoreError` for a store that was there when it was opened."""
+    return StoreError(f"{root} has been deleted or moved while it was in use: open it where it is now")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from .checksum import TRAILER
 from .remote import Place, RemotePath
 from .summing import read_summed
+
+_AFTER = TRAILER + 1
+"""A checksum, and whether the file goes on behind it."""
 
 
 class Handle(Protocol):
@@ -30,15 +36,24 @@ class Handle(Protocol):
 class _Local:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._after: tuple[int, bytes] = (-1, b"")
 
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
     def read_range(self, offset: int, length: int) -> bytes:
+        at, tail = self._after
+        if at == offset and length <= _AFTER:
+            return tail[:length]
         return os.pread(self._descriptor, length, offset)
 
     def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
-        return read_summed(self._descriptor, content, offset, threads)
+        # What is behind the rows comes along, where a call of its own would hand over the interpreter's lock.
+        filled = read_summed(self._descriptor, content, offset, threads, _AFTER)
+        if filled is None:
+            return None
+        self._after = offset + len(content), filled[1]
+        return filled[0]
 
     def fill_unchecked(self, content: memoryview, offset: int) -> bool:
         return os.preadv(self._descriptor, [content], offset) == len(content)
@@ -47,15 +62,22 @@ class _Local:
 class _Remote:
     def __init__(self, path: RemotePath) -> None:
         self._path = path
+        self._after: tuple[int, bytes] = (-1, b"")
 
     def size(self) -> int:
         return self._path.size()
 
     def read_range(self, offset: int, length: int) -> bytes:
-        return self._path.read_range(offset, length)
+        at, tail = self._after
+        return tail if (at, len(tail)) == (offset, length) else self._path.read_range(offset, length)
 
     def fill(self, content: memoryview, offset: int, threads: int = 1) -> int | None:
-        return self._path.fill(content, offset)
+        # The checksum behind the rows comes along, where a request of its own would wait once more.
+        filled = self._path.fill(content, offset, TRAILER)
+        if filled is None:
+            return None
+        self._after = offset + len(content), filled[1]
+        return filled[0]
 
     def fill_unchecked(self, content: memoryview, offset: int) -> bool:
         data = self._path.read_range(offset, len(content))
@@ -64,7 +86,7 @@ class _Remote:
 
 
 @contextmanager
-def opened(file: Place) -> Iterator[Handle]:
+def opened(file: Place | str) -> Iterator[Handle]:
     """Yield an open file.
 
     Raises:
@@ -73,8 +95,11 @@ def opened(file: Place) -> Iterator[Handle]:
     if isinstance(file, RemotePath):
         yield _Remote(file)
         return
-    descriptor = os.open(file, os.O_RDONLY)
+    # A pipe in a store from elsewhere must not make its reader wait for ever.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file")
         yield _Local(descriptor)
     finally:
         os.close(descriptor)

@@ -173,17 +173,31 @@ def read_label(root: Place, name: str, kind: Kind) -> LabelColumn:
         StoreError: its metadata contradict the store's plan.
     """
     path = f"samples/{name}"
-    attributes: Mapping[str, Any] = read_metadata(root / path).get("attributes", {})
-    if attributes.get("kind") != kind:
+    attributes = read_metadata(root / path).get("attributes", {})
+    try:
+        if attributes.get("kind") != kind:
+            raise ValueError("another kind")
+        return LabelColumn(kind, _read_values(root, path, kind, attributes))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise StoreError(
-            f"label {name!r} should be a {kind}: its metadata are damaged, restore them from a copy"
-        )
+            f"label {name!r} should be a {kind}: its metadata are damaged, run `modegap repair`"
+        ) from None
+
+
+def _read_values(root: Place, path: str, kind: Kind, attributes: Mapping[str, Any]) -> tuple[Value, ...]:
     if kind == "text":
         utf8, lengths = read_column(root, f"{path}/utf8")[0].tobytes(), read_column(root, f"{path}/length")[0]
-        runs = zip(starts_of(lengths).tolist(), lengths.tolist(), strict=True)
-        return LabelColumn(kind, tuple(None if n < 0 else utf8[at : at + n].decode() for at, n in runs))
+        starts = starts_of(lengths)
+        if not np.array_equal(read_column(root, f"{path}/start")[0], starts):
+            raise ValueError("texts that do not follow each other")
+        runs = zip(starts.tolist(), lengths.tolist(), strict=True)
+        return tuple(None if n < 0 else utf8[at : at + n].decode() for at, n in runs)
     column, _ = read_column(root, path)
+    if column.ndim != 1:
+        raise ValueError("more than one value a sample")
     if kind == "category":
         names = attributes["categories"]
-        return LabelColumn(kind, tuple(None if code < 0 else names[code] for code in column.tolist()))
-    return LabelColumn(kind, tuple(None if v != v or v == _INT_MISSING else v for v in column.tolist()))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("categories that are no names")
+        return tuple(None if code < 0 else names[code] for code in column.tolist())
+    return tuple(None if v != v or v == _INT_MISSING else v for v in column.tolist())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from .errors import StoreError
-from .labels import label_files, starts_of
-from .origin import canonical_json
+from .described import check_described
+from .errors import StoreError, gone, unreadable
+from .labels import LabelColumn, label_files, starts_of
+from .origin import canonical_json, sha256
 from .plan import PROFILES, PointInfo, StorePlan, plan_hash
 from .remote import Place
 from .zarrjson import METADATA, ArraySpec, array_json, column_files, group_json, read_metadata
 
 SCHEMA_VERSION = 1
+HEADER_COPY = "_commit/header.json"
+"""A second copy of the root `zarr.json`, without which nothing of a store could be read."""
+
 _FORMAT = "modegap activation store"
 
 ArrayKind = Literal["tokens", "pooled", "ids", "modality"]
@@ -55,6 +59,28 @@ class Header:
         """Samples of the plan, stored or not."""
         return int(self.plan["n_samples"])
 
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of the root group.
+
+        Raises:
+            ValueError: provenance holds what JSON cannot say.
+        """
+        return {**self._described(), "digest": self.digest()}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything the header says; `plan_hash` leaves what may differ out."""
+        return sha256(canonical_json(self._described()))
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "profile": self.profile,
+            "plan_hash": self.plan_hash,
+            "provenance": self.provenance,
+            "plan": self.plan,
+        }
+
     def points(self) -> dict[str, PointInfo]:
         """Return the points by name."""
         return {name: PointInfo(name=name, **fields) for name, fields in self.plan["points"].items()}
@@ -83,9 +109,14 @@ class Header:
 
 
 def make_header(plan: StorePlan) -> Header:
-    """Return the header of a new store."""
+    """Return the header of a new store.
+
+    Raises:
+        ValueError: the plan is larger than a store can be.
+    """
     described = plan.describe()
     provenance = dict(plan.provenance)
+    check_described(described, provenance)
     return Header(described, provenance, plan_hash(described, provenance))
 
 
@@ -95,43 +126,89 @@ def read_header(root: Place) -> Header:
     Raises:
         StoreError: nothing there, not a store of this format, a newer schema, or a damaged header.
     """
-    if not root.exists():
-        raise StoreError(f"no store at {root}: check the path, or make one with `modegap extract`")
-    if not (root / METADATA).is_file():
-        raise StoreError(f"{root} is not an activation store (no {METADATA} in it): check the path")
+    try:
+        if not root.exists():
+            raise StoreError(f"no store at {root}: check the path, or make one with `modegap extract`")
+        if not (root / METADATA).is_file():
+            raise StoreError(f"{root} is not an activation store (no {METADATA} in it): check the path")
+    except OSError as error:
+        raise unreadable(root, error) from error
     attributes = read_metadata(root).get("attributes", {})
-    if attributes.get("format") != _FORMAT:
-        raise StoreError(f"{root} holds other Zarr data, not an activation store: check the path")
+    if not isinstance(attributes, Mapping) or attributes.get("format") != _FORMAT:
+        raise StoreError(
+            f"{root} holds other Zarr data, not an activation store: check the path, or use `modegap import`"
+        )
+    return parse_header(attributes, str(root / METADATA))
+
+
+def check_there(root: Place) -> None:
+    """Return if there is still a store at `root`.
+
+    Raises:
+        StoreError: it has been deleted or moved.
+    """
+    try:
+        there = (root / METADATA).is_file()
+    except OSError as error:
+        raise unreadable(root, error) from error
+    if not there:
+        raise gone(root)
+
+
+def parse_header(attributes: Mapping[str, Any], where: str) -> Header:
+    """Return the header that the attributes of a root group hold; `where` names their file.
+
+    Raises:
+        StoreError: they are of a newer schema, or damaged.
+    """
     version, profile = attributes.get("schema_version"), attributes.get("profile")
     if version != SCHEMA_VERSION or profile not in PROFILES:
         raise StoreError(
-            f"{root} has schema version {version}, profile {profile!r}; this modegap reads version "
-            f"{SCHEMA_VERSION}, profiles {', '.join(PROFILES)}: upgrade modegap (pip install -U modegap)"
+            f"{where} has schema version {version!r:.40}, profile {profile!r:.40}; this modegap reads version "
+            f"{SCHEMA_VERSION}, profiles {', '.join(PROFILES)}: upgrade modegap (pip install -U modegap); "
+            f"if the file is damaged, run `modegap repair`"
         )
     try:
         header = Header(attributes["plan"], attributes["provenance"], attributes["plan_hash"])
+        check_described(header.plan, header.provenance)
     except KeyError as error:
-        message = f"{root / METADATA} lacks the attribute {error}: restore the file from a copy"
+        message = (
+            f"{where} lacks the attribute {error}: run `modegap repair`, or restore the file from a copy"
+        )
         raise StoreError(message) from None
-    if plan_hash(header.plan, header.provenance) != header.plan_hash or header.profile != profile:
+    except ValueError as error:
         raise StoreError(
-            f"the plan in {root / METADATA} does not match its hash: restore the file from a copy"
+            f"the plan in {where} is not valid ({error}): run `modegap repair`, or restore the file from a copy"
+        ) from None
+    digest = attributes.get("digest", header.digest())
+    if plan_hash(header.plan, header.provenance) != header.plan_hash or header.profile != profile:
+        digest = None
+    if digest != header.digest():
+        raise StoreError(
+            f"the plan in {where} does not match its hash: run `modegap repair`, or restore the file from a copy"
         )
     return header
 
 
-def skeleton(plan: StorePlan, header: Header) -> Iterator[tuple[str, bytes]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What is known of all samples before the first row: ids, token lengths by stream, labels."""
+
+    ids: Sequence[str]
+    lengths: Mapping[str, np.ndarray]
+    labels: Mapping[str, LabelColumn]
+
+
+def columns_of(plan: StorePlan) -> Columns:
+    """Return the columns of a plan."""
+    return Columns(plan.sample_ids, plan.streams(), plan.columns())
+
+
+def skeleton(header: Header, columns: Columns) -> Iterator[tuple[str, bytes]]:
     """Yield the (relative file, content) pairs of a store without rows: metadata, ids, labels, row ranges."""
-    attributes = {
-        "format": _FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "profile": header.profile,
-        "plan_hash": header.plan_hash,
-        "provenance": header.provenance,
-        "plan": header.plan,
-    }
-    canonical_json(attributes)
-    yield METADATA, group_json(attributes)
+    root = group_json(header.attributes())
+    yield METADATA, root
+    yield HEADER_COPY, root
     arrays = header.arrays()
     groups = {"samples", *(part for array in arrays for part in _groups_above(array.spec.path))}
     for group in sorted(groups):
@@ -141,15 +218,16 @@ def skeleton(plan: StorePlan, header: Header) -> Iterator[tuple[str, bytes]]:
         if array.kind in ("tokens", "pooled"):
             notes["true_value"] = "stored value * 2**exponent of the chunk's commit record"
         yield f"{array.spec.path}/{METADATA}", array_json(array.spec, notes)
-    lengths = plan.streams()
     for name, info in header.points().items():
-        if info.stream is not None:
-            yield from column_files(f"points/{name}/start", starts_of(lengths[info.stream]), {})
-            yield from column_files(f"points/{name}/length", lengths[info.stream], {})
-    encoded = np.array([sample.encode() for sample in plan.sample_ids])
-    fixed = encoded.view(np.uint8).reshape(len(encoded), -1)
-    yield from column_files("samples/id", fixed, {"encoding": "UTF-8, padded with zeros"})
-    for name, column in plan.columns().items():
+        if info.stream is not None and info.stream in columns.lengths:
+            lengths = columns.lengths[info.stream]
+            yield from column_files(f"points/{name}/start", starts_of(lengths), {})
+            yield from column_files(f"points/{name}/length", lengths, {})
+    if columns.ids:
+        encoded = np.array([sample.encode() for sample in columns.ids])
+        fixed = encoded.view(np.uint8).reshape(len(encoded), -1)
+        yield from column_files("samples/id", fixed, {"encoding": "UTF-8, padded with zeros"})
+    for name, column in columns.labels.items():
         yield from label_files(name, column)
 
 

@@ -11,13 +11,17 @@ import fcntl
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from .durable import create_file
-from .errors import StoreBusyError
+from .errors import StoreBusyError, disk_error
+from .remote import Place, RemotePath, small_content
 from .zarrjson import METADATA
+
+_MAX_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +78,25 @@ def _exclusively(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def claim(root: Path, first: int, last: int) -> Path:
+def claim(root: Place, first: int, last: int) -> Place:
     """Claim samples `first` to `last` of the store at `root` and return the file of the record.
 
     Raises:
         StoreBusyError: a live writer owns some of them; the message names it.
         OSError: the store cannot be written.
     """
+    if isinstance(root, RemotePath):
+        return _claim_remote(root, first, last)
     folder = root / "_owner"
     mine = Owner(first, last, socket.gethostname(), os.getpid(), _started(os.getpid()) or "")
     with _exclusively(root):
         folder.mkdir(exist_ok=True)
         for file in sorted(folder.glob("*.json")):
-            try:
-                theirs = Owner(**json.loads(file.read_bytes()))
-            except (ValueError, TypeError):
-                raise StoreBusyError(f"{file} is damaged: delete it once no writer is running") from None
+            theirs = _read(file)
             if not theirs.alive:
                 file.unlink()
             elif theirs.first < last and first < theirs.last:
-                raise StoreBusyError(
-                    f"samples {theirs.first} to {theirs.last - 1} of {root} are being written by process "
-                    f"{theirs.pid} on {theirs.host}: wait for it, or if it is gone delete {file}"
-                )
+                raise _busy(root, theirs, file)
         record = folder / f"{first}-{last}.json"
         try:
             create_file(record, json.dumps(asdict(mine)).encode())
@@ -107,9 +107,77 @@ def claim(root: Path, first: int, last: int) -> Path:
     return record
 
 
-def release(root: Path, record: Path, pid: int) -> None:
+def _read(file: Place) -> Owner:
+    try:
+        owner = Owner(**json.loads(small_content(file, _MAX_BYTES)))
+        if [type(value) for value in astuple(owner)] != [int, int, str, int, str]:
+            raise ValueError("no owner")
+    except (ValueError, TypeError, RecursionError):
+        raise StoreBusyError(f"{file} is damaged: delete it once no writer is running") from None
+    return owner
+
+
+def _busy(root: Place, theirs: Owner, file: Place) -> StoreBusyError:
+    return StoreBusyError(
+        f"samples {theirs.first} to {theirs.last - 1} of {root} are being written by process "
+        f"{theirs.pid} on {theirs.host}: wait for it, or if it is gone delete {file}"
+    )
+
+
+def _claim_remote(root: RemotePath, first: int, last: int) -> RemotePath:
+    """Claim by an object of its own, then look for others: of two at the same time at least one sees both.
+
+    That needs listings that show what has been written, as all large object stores have had since 2020.
+    """
+    folder = root / "_owner"
+    mine = Owner(first, last, socket.gethostname(), os.getpid(), _started(os.getpid()) or "")
+    record = folder / f"{first}-{last}-{uuid.uuid4().hex}.json"
+    record.create(json.dumps(asdict(mine)).encode())
+    try:
+        for name in folder.names():
+            file = folder / name
+            if not name.endswith(".json") or name == record.name:
+                continue
+            try:
+                theirs = _read(file)
+            except FileNotFoundError:
+                continue
+            if not theirs.alive:
+                file.unlink(missing_ok=True)
+            elif theirs.first < last and first < theirs.last:
+                raise _busy(root, theirs, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            record.unlink()
+        raise
+    return record
+
+
+@contextlib.contextmanager
+def claimed(root: Place, first: int, last: int) -> Iterator[None]:
+    """Hold a claim on samples `first` to `last`.
+
+    Raises:
+        StoreBusyError: a live writer owns some of them.
+        StoreError: the store cannot be written.
+    """
+    try:
+        record = claim(root, first, last)
+    except OSError as error:
+        raise disk_error(error, root, 4096) from error
+    try:
+        yield
+    finally:
+        release(root, record, os.getpid())
+
+
+def release(root: Place, record: Place, pid: int) -> None:
     """Give a claim back; a forked child, whose `pid` differs, leaves its parent's alone."""
     if os.getpid() != pid:
+        return
+    if isinstance(root, RemotePath) or isinstance(record, RemotePath):
+        with contextlib.suppress(OSError):
+            record.unlink(missing_ok=True)
         return
     with contextlib.suppress(OSError), _exclusively(root):
         record.unlink(missing_ok=True)

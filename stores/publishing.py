@@ -40,15 +40,20 @@ class Publisher:
         self._turn = threading.Lock()
         self._waiting: deque[_Waiting] = deque()
 
-    def stage_chunk(self, file: Path, parts: Iterable[memoryview | bytes]) -> tuple[Path, bool]:
+    def stage_chunk(
+        self, file: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0
+    ) -> tuple[Path, bool]:
         """Write a chunk to a synced temporary file; return its name and whether its folder is new.
+
+        `nbytes` as in `stage_file`.
 
         Raises:
             OSError: the disk is full, read-only or broken; no temporary file stays.
         """
         new_folder = not file.parent.exists()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return stage_file(file, parts), new_folder
+        # Not its parents: where those are gone, the store is, and must not seem to be there again.
+        file.parent.mkdir(exist_ok=True)
+        return stage_file(file, parts, nbytes), new_folder
 
     def publish(
         self, chunk: int, file: Path, staged: tuple[Path, bool], log: CommitLog, record: CommitRecord

@@ -6,7 +6,7 @@ none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Ranges:
 
     bounds: np.ndarray
     complete: np.ndarray
+    _all: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note once whether every sample is complete, which is what is asked most often."""
+        object.__setattr__(self, "_all", bool(self.complete.all()))
 
     def sample_of_rows(self, start: int, stop: int) -> np.ndarray:
         """Return the int64 [stop - start] sample index of each row."""
@@ -42,6 +47,8 @@ class Ranges:
 
     def first_incomplete(self, start: int, stop: int) -> int:
         """Return the first row of `start` to `stop` whose sample is incomplete, else `stop`."""
+        if self._all:
+            return stop
         first, last = samples_holding(self.bounds, start, stop)
         has_rows = self.bounds[first + 1 : last + 1] > self.bounds[first:last]
         bad = np.flatnonzero(~self.complete[first:last] & has_rows)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 
+from .ahead import ReadAhead
 from .buffers import aligned_empty, bytes_of
 from .chunkfiles import read_block, read_part
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
-from .layout import StoredArray
+from .layout import StoredArray, check_there
 from .ranges import Ranges
-from .remote import Place
+from .remote import Place, RemotePath
 
 
 class ChunkedArray:
@@ -29,6 +31,13 @@ class ChunkedArray:
         self.spec, self._array, self._root = array.spec, array, root
         self._log, self._ranges, self._ids = log, ranges, ids
         self._last = threading.local()
+        self._prefix = None if isinstance(root, RemotePath) else f"{root / array.spec.path / 'c'}{os.sep}"
+        self._suffix = f"{os.sep}0" * (len(array.spec.shape) - 1)
+        self._ahead = (
+            ReadAhead(self._fetch, self.spec.block_bytes, self._exists)
+            if isinstance(root, RemotePath)
+            else None
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -38,6 +47,12 @@ class ChunkedArray:
     def describe_rows(self, start: int, stop: int) -> str:
         """Return "rows a to b of <kind> <name>" for messages."""
         return f"rows {start} to {stop - 1} of {self._array.kind} {self._array.owner!r}"
+
+    def _file(self, chunk: int) -> Place | str:
+        """Return the file of a chunk; a local one as a string, since thousands a second are opened."""
+        if self._prefix is None:
+            return self.spec.chunk_file(self._root, chunk)
+        return f"{self._prefix}{chunk}{self._suffix}"
 
     def check_range(self, start: int, stop: int) -> None:
         """Raise unless all rows exist and belong to complete samples.
@@ -76,9 +91,12 @@ class ChunkedArray:
             DamagedChunkError: its file is missing, has another size, or fails a checksum.
         """
         record, chunk = self.record(block), block // self.spec.parts
-        file = self.spec.chunk_file(self._root, chunk)
-        reason = read_block(file, self.spec, block, bytes_of(out), record, threads)
+        if self._ahead is not None:
+            reason = self._ahead.read(block, bytes_of(out))
+        else:
+            reason = read_block(self._file(chunk), self.spec, block, bytes_of(out), record, threads)
         if reason is not None:
+            check_there(self._root)
             start, stop = self.spec.rows_of_block(block)
             first, last = self._ranges.sample_of_rows(start, stop)[[0, -1]].tolist()
             what = "shard" if self.spec.inner_rows else "chunk"
@@ -86,6 +104,25 @@ class ChunkedArray:
                 f"{what} {chunk} ({self.describe_rows(start, stop)}, samples {self._ids[first]!r} to "
                 f"{self._ids[last]!r}) is damaged, {reason}: run `modegap repair`, then resume to rewrite it"
             )
+
+    def _fetch(self, block: int, content: memoryview) -> str | None:
+        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        return read_block(file, self.spec, block, content, self.record(block))
+
+    def _exists(self, block: int) -> bool:
+        return block < self.spec.n_blocks and bool(self._log.committed[block // self.spec.parts])
+
+    def load_unchecked(self, block: int, out: np.ndarray) -> None:
+        """Fill `out` as `load` does, without the checksums; a compressed block is loaded with them.
+
+        Raises:
+            NotCommittedError: the block is not committed. DamagedChunkError: its file is missing or too short.
+        """
+        if self.spec.compressed:
+            self.load(block, out)
+        else:
+            self.record(block)
+            self._load_part(block, 0, out)
 
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:
         """Fill `out` with stored values times their chunk's scale; the caller has checked the range."""
@@ -107,7 +144,7 @@ class ChunkedArray:
 
     def _load_part(self, block: int, first: int, out: np.ndarray) -> None:
         """Fill `out` with some rows of a block from its row `first` on, without checking them."""
-        file = self.spec.chunk_file(self._root, block // self.spec.parts)
+        file = self._file(block // self.spec.parts)
         reason = read_part(file, self.spec, block, first, bytes_of(out))
         if reason is not None:
             start = block * self.spec.block_rows + first

@@ -1,13 +1,16 @@
-"""Stores behind a URL, read through fsspec: `s3://`, `gs://`, `https://`, `memory://` and what else it knows.
+"""Stores behind a URL, through fsspec: `s3://`, `gs://`, `https://`, `memory://` and what else it knows.
 
-A `RemotePath` answers the few questions that reading asks of a `pathlib.Path`. Where a local read is one
-system call, a remote one is several requests at once, since each waits for the network.
+A `RemotePath` answers the few questions that a store asks of a `pathlib.Path`. Where a local read is one
+system call, a remote one is several requests at once, since each waits for the network. Objects appear whole,
+and are created only where there is none: that is all that writing needs.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import stat
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,25 +123,75 @@ class RemotePath:
             )
         return bytes(data)
 
-    def fill(self, content: memoryview, offset: int) -> int | None:
-        """Fill `content` from `offset` on by several requests at once; return its CRC-32C, or None.
+    def fill(self, content: memoryview, offset: int, more: int = 0) -> tuple[int, bytes] | None:
+        """Fill `content` from `offset` on by several requests at once, and read `more` bytes after it.
+
+        Returns the CRC-32C of `content` and those bytes, or None if the file ends before.
 
         Raises:
             OSError: the file cannot be read.
         """
-        starts = range(0, len(content), _REQUEST)
-        ends = [min(at + _REQUEST, len(content)) for at in starts]
+        size = len(content)
+        starts = range(0, size, _REQUEST)
+        ends = [min(at + _REQUEST, size) for at in starts]
+        ends[-1] += more
         begin, end = [offset + at for at in starts], [offset + at for at in ends]
         pieces = _asked(
             self, lambda: self.system.cat_ranges([self.inside] * len(begin), begin, end, on_error="raise")
         )
-        found = 0
+        found, tail = 0, b""
         for at, stop, piece in zip(starts, ends, pieces, strict=True):
             if len(self._part(piece, stop - at)) != stop - at:
                 return None
-            content[at:stop] = piece
-            found = crc32c(piece, found)
-        return found
+            inside = memoryview(piece)[: min(stop, size) - at]
+            content[at : at + len(inside)] = inside
+            found = crc32c(inside, found)
+            tail = bytes(piece[len(inside) :])
+        return found, tail
+
+    def create(self, data: bytes) -> None:
+        """Put an object there unless there is one: of several callers with different data one succeeds.
+
+        Raises:
+            FileExistsError: there is one with other content. OSError: it cannot be written.
+        """
+        try:
+            _asked(self, lambda: self.system.pipe_file(self.inside, data, mode="create"))
+        except FileExistsError:
+            # A request that was sent again, since its answer got lost, meets the object it made.
+            if self.read_bytes() != data:
+                raise
+
+    def write_bytes(self, data: bytes) -> None:
+        """Put an object there, in place of another if there is one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        _asked(self, lambda: self.system.pipe_file(self.inside, data))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object.
+
+        Raises:
+            FileNotFoundError: there is none, unless `missing_ok`. OSError: it cannot be removed.
+        """
+        try:
+            _asked(self, lambda: self.system.rm_file(self.inside))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every object below by its name relative to this place.
+
+        Raises:
+            OSError: the place cannot be listed.
+        """
+        self.system.invalidate_cache()
+        found = _asked(self, lambda: self.system.find(self.inside, detail=True))
+        above = len(self.inside) + 1
+        return {name[above:]: int(entry["size"]) for name, entry in found.items()}
 
     def bytes_below(self) -> int:
         """Return the size of all files below."""
@@ -166,6 +219,9 @@ def place_of(path: str | os.PathLike[str]) -> Place:
         StoreError: fsspec, or what it needs for this kind of URL, is not installed; or the URL is not valid.
     """
     text = os.fspath(path)
+    # fsspec's own file system neither syncs nor renames: a killed writer leaves torn files.
+    for scheme in ("file://", "local://"):
+        text = text.removeprefix(scheme)
     if "://" not in text:
         return Path(text)
     try:
@@ -179,14 +235,55 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     return RemotePath(system, str(inside).rstrip("/"), text.rstrip("/"))
 
 
-def local(place: Place) -> Path:
-    """Return a place that can be written.
+def small_content(place: Place, limit: int) -> bytes:
+    """Return the content of a file that is small unless something is wrong with it.
 
     Raises:
-        StoreError: it is remote.
+        FileNotFoundError: there is none. OSError: it cannot be read. ValueError: it is no ordinary file (a
+            pipe would wait for ever), or has more than `limit` bytes.
     """
     if isinstance(place, RemotePath):
+        data = place.read_bytes()
+        if len(data) > limit:
+            raise ValueError(f"it has {len(data)} bytes, at most {limit} make sense")
+        return data
+    status = place.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        raise ValueError(f"it is no ordinary file of at most {limit} bytes")
+    with place.open("rb") as file:
+        return file.read(status.st_size)
+
+
+def writable(place: P) -> P:
+    """Return a place where files can be created exclusively, as commits need it.
+
+    A remote one is tried out with an object that is removed again.
+
+    Raises:
+        StoreError: it cannot be written, or does not refuse to create what is there.
+    """
+    if not isinstance(place, RemotePath):
+        return place
+    trial = place / "_owner" / f"trial-{uuid.uuid4().hex}"
+    problem = "it would replace an object that is there, so two writers could not tell each other apart"
+    try:
+        trial.create(b"1")
+        try:
+            trial.create(b"2")
+        except FileExistsError:
+            problem = ""
+        trial.unlink(missing_ok=True)
+    except OSError as error:
+        problem = " ".join(str(error).split())
+    if problem:
         raise StoreError(
-            f"{place} is remote, and remote stores are read-only: write to a local folder and copy it"
+            f"{place} cannot be written ({problem}): write to a local folder and copy it there, or check "
+            f"address, credentials and the version of the package behind this kind of URL"
         )
+    return place
+
+
+def local(place: Place) -> Path:
+    """Return a place that is known to be local as a `Path`."""
+    assert isinstance(place, Path)
     return place

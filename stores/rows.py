@@ -70,13 +70,19 @@ class RowArray:
         return self._chunks.record(chunk).scale
 
     def chunk(
-        self, chunk: int, out: np.ndarray | None = None, *, threads: int | None = None
+        self,
+        chunk: int,
+        out: np.ndarray | None = None,
+        *,
+        threads: int | None = None,
+        verify: bool = True,
     ) -> tuple[int, np.ndarray, float]:
         """Return (first row, stored values [m, d], scale) of one chunk, its checksum verified.
 
         `m` ends before the first row of an incomplete sample. The values are a view of `out`, if given:
         C-contiguous, of the stored dtype and at least [chunk_rows, d]; from `aligned_empty` it is fastest.
-        `threads` share the work, by default two where there are as many cores.
+        `threads` share the work, by default two where there are as many cores. `verify=False` skips the
+        checksum, for a store that has just been verified (compressed chunks are checked all the same).
 
         Raises:
             ValueError: no such chunk, or `out` does not fit, or threads below 1.
@@ -99,7 +105,11 @@ class RowArray:
                 f"out must be writable, C-contiguous {self.dtype} with at least shape {need}, "
                 f"got {out.dtype} {out.shape}"
             )
-        self._chunks.load(chunk, out[: self.chunk_rows], default_threads() if threads is None else threads)
+        if verify:
+            count = default_threads() if threads is None else threads
+            self._chunks.load(chunk, out[: self.chunk_rows], count)
+        else:
+            self._chunks.load_unchecked(chunk, out[: self.chunk_rows])
         return start, out[: stop - start], self._chunks.record(chunk).scale
 
     def chunks(self, *, threads: int | None = None) -> Iterator[tuple[int, np.ndarray, float]]:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from .commits import CommitLog
-from .durable import sync_file, sync_folder, temporary
-from .errors import StoreError, disk_error, unknown_name
-from .labels import LabelColumn, read_label
-from .layout import SCHEMA_VERSION, Header, StoredArray, make_header, read_header, skeleton
+from .creation import build, make_folders, occupied, refuse_links
+from .errors import DamagedChunkError, StoreError, disk_error, unknown_name
+from .labels import LabelColumn, read_label, starts_of
+from .layout import (
+    SCHEMA_VERSION,
+    Header,
+    StoredArray,
+    check_there,
+    make_header,
+    read_header,
+)
+from .metadata import complete_skeleton, read_ids, read_lengths
 from .origin import VOLATILE, canonical_json, sha256
 from .plan import PointInfo, StorePlan, differences
 from .ranges import Ranges, samples_touching
 from .reading import ChunkedArray
-from .remote import Place, local, place_of
+from .remote import Place, RemotePath, place_of, writable
 from .rows import RowArray
 from .writer import Writer
-from .zarrjson import read_column
 
 RowKind = Literal["tokens", "pooled"]
 Mode = Literal["r", "r+"]
@@ -44,7 +49,7 @@ class ActivationStore:
     def __init__(self, root: Place, header: Header, mode: Mode) -> None:
         """Use `ActivationStore.open` or `ActivationStore.create` instead."""
         self.path, self.mode = root, mode
-        self._header = header
+        self.header = self._header = header
         self._arrays = header.arrays()
         self._logs = {array.spec.path: CommitLog(root, array.spec) for array in self._arrays}
 
@@ -59,27 +64,18 @@ class ActivationStore:
             StoreError: something else is at `path` (the message says what differs), or the disk is full or
             read-only. ValueError: a label is not valid Unicode.
         """
-        root = local(place_of(path))
+        root = writable(place_of(path))
         header = make_header(plan)
-        if _occupied(root):
-            return cls._existing(root, header, exist_ok)
-        new = temporary(root.absolute())
         try:
-            _build(new, plan, header)
-            new.rename(root)
-            sync_folder(root.absolute().parent)
+            taken = occupied(root)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _occupied(root):
-                return cls._existing(root, header, exist_ok)
-            raise disk_error(
-                error, root, sum(len(content) for _, content in skeleton(plan, header))
-            ) from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            raise disk_error(error, root, 0) from error
+        if taken or not build(root, plan, header):
+            return cls._existing(root, plan, header, exist_ok)
         return cls(root, header, "r+")
 
     @classmethod
-    def _existing(cls, root: Path, wanted: Header, exist_ok: bool) -> Self:
+    def _existing(cls, root: Place, plan: StorePlan, wanted: Header, exist_ok: bool) -> Self:
         if not exist_ok:
             raise StoreError(
                 f"{root} exists already: pass exist_ok=True to resume it, or choose another path"
@@ -92,27 +88,35 @@ class ActivationStore:
                 f"{root} was made with another plan: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}: "
                 f"use the same settings to resume it, or choose another path"
             )
+        try:
+            # The plan says what the metadata were, so damage to them ends here.
+            refuse_links(root, header)
+            complete_skeleton(root, header, plan)
+            if not isinstance(root, RemotePath):
+                make_folders(root, header)
+        except OSError as error:
+            raise disk_error(error, root, 2**20) from error
         return cls(root, header, "r+")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], mode: Mode = "r") -> Self:
         """Return the store at `path`, for reading ("r") or to resume writing ("r+").
 
-        A URL (`https://`, `s3://` and others that fsspec knows) is for reading; its files must be listable.
+        A URL is opened through fsspec; its files must be listable, and for writing its server must be able to
+        create an object only where there is none, as S3 and Google's storage are.
 
         Raises:
-            StoreError: nothing there, not a store, a newer schema version, or damaged metadata.
+            StoreError: nothing there, not a store, a newer schema version, damaged metadata, or no writing
+            where it was asked for.
             ValueError: another mode.
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
         root = place_of(path)
         if mode == "r+":
-            local(root)
-        try:
-            return cls(root, read_header(root), mode)
-        except OSError as error:
-            raise StoreError(f"cannot read {root} ({error}): check the address and the connection") from error
+            refuse_links(root, read_header(root))
+            writable(root)
+        return cls(root, read_header(root), mode)
 
     @property
     def schema_version(self) -> int:
@@ -149,23 +153,43 @@ class ActivationStore:
     @cached_property
     def samples(self) -> list[str]:
         """The sample ids, stored or not."""
-        fixed, _ = read_column(self.path, "samples/id")
-        return [row.tobytes().rstrip(b"\0").decode() for row in fixed]
+        with self._still_there():
+            return read_ids(self.path, self._header)
 
     @cached_property
     def labels(self) -> dict[str, LabelColumn]:
         """The label columns by name."""
         planned = self._header.plan["labels"]
-        return {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+        with self._still_there():
+            found = {name: read_label(self.path, name, entry["kind"]) for name, entry in planned.items()}
+        for name, column in found.items():
+            if len(column.values) != self._header.n_samples:
+                raise StoreError(f"label {name!r} has {len(column.values)} values: run `modegap verify`")
+        return found
 
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
         """First row of each sample, by stream."""
-        found: dict[str, np.ndarray] = {}
-        for name, info in self.points.items():
-            if info.stream is not None and info.stream not in found:
-                found[info.stream] = read_column(self.path, f"points/{name}/start")[0]
-        return found
+        streams = self._header.plan["streams"]
+        with self._still_there():
+            return {name: starts_of(read_lengths(self.path, self._header, name)) for name in streams}
+
+    @contextmanager
+    def _still_there(self) -> Iterator[None]:
+        """Say that the store is gone where that is why something of it is missing."""
+        try:
+            yield
+        except DamagedChunkError:
+            self.check_there()
+            raise
+
+    def check_there(self) -> None:
+        """Return if the store is still where it was opened.
+
+        Raises:
+            StoreError: it has been deleted or moved.
+        """
+        check_there(self.path)
 
     def bounds(self, array: StoredArray) -> np.ndarray:
         """Return int64 [samples + 1] of an array: the first row of each sample, then the number of rows."""
@@ -244,7 +268,7 @@ class ActivationStore:
         if self.mode != "r+":
             raise StoreError(f"{self.path} is open for reading only: open it with mode='r+'")
         arrays = [(array, self.commits(array), self.bounds(array)) for array in self._arrays]
-        return Writer(local(self.path), self._header, self.samples, arrays, first_sample, last, depth)
+        return Writer(self.path, self._header, self.samples, arrays, first_sample, last, depth)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Return at most `count` disjoint sample ranges of about equal bytes, for as many writers.
@@ -289,37 +313,7 @@ class ActivationStore:
         return f"ActivationStore({str(self.path)!r}, {done}, points: {', '.join(self.points)})"
 
 
-def _occupied(root: Path) -> bool:
-    return root.is_file() or (root.is_dir() and any(root.iterdir()))
-
-
 def _comparable(header: Header) -> dict[str, Any]:
     stable = {key: value for key, value in header.provenance.items() if key not in VOLATILE}
     both: dict[str, Any] = json.loads(canonical_json({"plan": header.plan, "provenance": stable}))
     return {**both["plan"], "provenance": both["provenance"]}
-
-
-def _build(root: Path, plan: StorePlan, header: Header) -> None:
-    """Write the skeleton of a store at `root` and sync it; the syncs wait for the disk together.
-
-    Raises:
-        OSError: the disk is full, read-only or broken.
-    """
-    files = []
-    root.mkdir(parents=True)
-    for name, content in skeleton(plan, header):
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        files.append(file)
-    for array in header.arrays():
-        (root / "_commit" / array.spec.path).mkdir(parents=True)
-        (root / array.spec.path / "c").mkdir()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_sync, files))
-        list(pool.map(sync_folder, [Path(folder) for folder, _, _ in os.walk(root)]))
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        sync_file(opened.fileno())

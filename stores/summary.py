@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from .errors import unreadable
 from .plan import PointInfo
 from .remote import RemotePath
 from .store import ActivationStore
@@ -63,6 +65,7 @@ class StoreInfo:
 
     path: str
     schema_version: int
+    profile: str
     plan_hash: str
     content_hash: str
     samples: int
@@ -83,7 +86,7 @@ def info(store: ActivationStore) -> StoreInfo:
     """Return shapes, progress, size, labels and provenance of a store.
 
     Raises:
-        DamagedChunkError: a commit record or a label cannot be read.
+        DamagedChunkError: a commit record or a label is damaged. StoreError: a folder may not be read.
     """
     arrays = []
     float32_bytes = 0
@@ -116,10 +119,15 @@ def info(store: ActivationStore) -> StoreInfo:
         for name, column in store.labels.items()
     }
     place = store.path
-    size = place.bytes_below() if isinstance(place, RemotePath) else _bytes_below(str(place))
+    try:
+        size = place.bytes_below() if isinstance(place, RemotePath) else _bytes_below(str(place))
+    except OSError as error:
+        store.check_there()
+        raise unreadable(error.filename or place, error) from error
     return StoreInfo(
         path=str(store.path),
         schema_version=store.schema_version,
+        profile=store.header.profile,
         plan_hash=store.plan_hash,
         content_hash=store.content_hash(),
         samples=len(store.samples),
@@ -134,11 +142,13 @@ def info(store: ActivationStore) -> StoreInfo:
 
 
 def _bytes_below(folder: str) -> int:
+    """Return the bytes of all files; one that a writer removes meanwhile counts or not."""
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                total += _bytes_below(entry.path)
-            else:
-                total += entry.stat(follow_symlinks=False).st_size
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    total += _bytes_below(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
     return total

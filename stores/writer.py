@@ -6,20 +6,19 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from .chunkfiles import has_its_size
 from .chunkwriter import ChunkWriter, Committer
 from .commits import CommitLog
-from .durable import is_temporary
 from .errors import StoreError, disk_error, unknown_name
 from .layout import Header, StoredArray
+from .leftovers import remove_leftovers, without_files
+from .objects import publisher_for
 from .owner import claim, release
-from .remote import local
+from .remote import Place
 from .values import checked_column, checked_rows
 
 
@@ -52,7 +51,7 @@ class Writer:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         header: Header,
         ids: Sequence[str],
         arrays: Sequence[tuple[StoredArray, CommitLog, np.ndarray]],
@@ -69,7 +68,7 @@ class Writer:
         except OSError as error:
             raise disk_error(error, root, 4096) from error
         self._release = weakref.finalize(self, release, root, record, os.getpid())
-        self._committer = Committer(depth)
+        self._committer = Committer(depth, publisher_for(root))
         self._closed = self._torn = False
         self.withdrawn: list[tuple[str, int]] = []
         try:
@@ -95,17 +94,11 @@ class Writer:
         spec = array.spec
         starts = np.arange(spec.n_chunks) * spec.chunk_rows
         owned: np.ndarray = (starts >= bounds[self.first]) & (starts < bounds[self.last])
-        for chunk in np.flatnonzero(owned & log.committed).tolist():
-            if not has_its_size(spec, self._root, chunk, log):
-                log.withdraw(chunk)
-                self.withdrawn.append((spec.path, chunk))
+        for chunk in without_files(self._root, log, owned):
+            log.withdraw(chunk)
+            self.withdrawn.append((spec.path, chunk))
         wanted: np.ndarray = owned & ~log.committed
-        _remove_temporaries(local(log.folder), owned)
-        if len(spec.shape) == 1:
-            _remove_temporaries(spec.chunk_file(self._root, 0).parent, owned)
-        else:
-            for chunk in np.flatnonzero(wanted).tolist():
-                _remove_temporaries(spec.chunk_file(self._root, chunk).parent, None)
+        remove_leftovers(self._root, log, owned, wanted)
         return wanted
 
     @property
@@ -150,20 +143,20 @@ class Writer:
             )
         ready = self._checked(sample, rows, tokens or {})
         self._torn = True
-        for writer, values, absmax in ready:
-            writer.append(sample, values, absmax)
+        for writer, values, top in ready:
+            writer.append(sample, values, top)
         self._torn = False
         self._done += 1
         return True
 
     def _checked(
         self, sample: int, rows: Mapping[str, SampleRows], tokens: Mapping[str, Columns]
-    ) -> list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]]:
+    ) -> list[tuple[ChunkWriter, np.ndarray, float | None]]:
         for what, known, names in (("point", self._points, rows), ("stream", self._streams, tokens)):
             for name in names:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))
-        ready: list[tuple[ChunkWriter, np.ndarray, np.ndarray | None]] = []
+        ready: list[tuple[ChunkWriter, np.ndarray, float | None]] = []
         for (kind, owner), writer in self._writers.items():
             where = f"sample {sample} ({self._ids[sample]!r}), {kind} of {owner!r}"
             n_rows = int(writer.bounds[sample + 1] - writer.bounds[sample])
@@ -171,10 +164,10 @@ class Writer:
                 both = rows.get(owner, SampleRows())
                 value = both.tokens if kind == "tokens" else both.pooled
                 shape = (n_rows, writer.spec.shape[1])
-                values, absmax = checked_rows(
+                values, top = checked_rows(
                     where, value, shape, pooled=kind == "pooled", dtype=writer.spec.dtype
                 )
-                ready.append((writer, values, absmax))
+                ready.append((writer, values, top))
             else:
                 pair = tokens.get(owner, (None, None))
                 ready.append((writer, checked_column(where, kind, pair[kind == "modality"], n_rows), None))
@@ -212,12 +205,3 @@ class Writer:
         except StoreError:
             if error is None:
                 raise
-
-
-def _remove_temporaries(folder: Path, mine: np.ndarray | None) -> None:
-    """Remove the temporary files of a folder; with `mine`, of those chunks only: others may be at work."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if is_temporary(entry.name):
-            chunk = entry.name.split(".")[1]
-            if mine is None or (chunk.isdecimal() and int(chunk) < len(mine) and mine[int(chunk)]):
-                entry.unlink(missing_ok=True)

@@ -18,12 +18,16 @@ import numpy as np
 
 from .buffers import bytes_of
 from .checksum import TRAILER, crc32c, trailer
-from .errors import DamagedChunkError, StoreError
-from .remote import P, Place
+from .errors import DamagedChunkError, DamagedMetadataError, unreadable
+from .remote import P, Place, small_content
 
 METADATA = "zarr.json"
 MAX_CHUNK_BYTES = 16 * 2**20
 """Above glibc's 32 MiB mmap threshold fresh buffers fault on every page, so objects stay well below it."""
+
+_MAX_DOCUMENT = 256 * 2**20
+_MAX_COLUMN_CHUNKS = 2**20
+_COLUMN_DTYPES = ("uint8", "int32", "int64", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +149,21 @@ def read_metadata(folder: Place) -> dict[str, Any]:
     """Return the `zarr.json` of a group or array.
 
     Raises:
-        StoreError: it is missing or not JSON.
+        DamagedMetadataError: it is missing or not a JSON object. StoreError: it may not be read.
     """
     path = folder / METADATA
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"cannot read {path} ({error}): the store is damaged, restore it from a copy"
+        document = json.loads(small_content(path, _MAX_DOCUMENT))
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedMetadataError(
+            f"cannot read {path} ({error}): the store is damaged, run `modegap repair` or restore it from a copy"
         ) from None
     if not isinstance(document, dict):
-        raise StoreError(f"{path} is not a Zarr v3 document: the store is damaged, restore it from a copy")
+        raise DamagedMetadataError(
+            f"{path} is not a Zarr v3 document: the store is damaged, run `modegap repair` or restore it from a copy"
+        )
     return document
 
 
@@ -173,10 +181,31 @@ def column_files(path: str, values: np.ndarray, attributes: Mapping[str, Any]) -
 
 
 def column_spec(root: Place, path: str) -> tuple[ArraySpec, dict[str, Any]]:
-    """Return the spec and the attributes of an array written by `column_files`."""
+    """Return the spec and the attributes of an array written by `column_files`.
+
+    Raises:
+        DamagedMetadataError: its metadata are not such an array's.
+    """
     document = read_metadata(root / path)
-    chunk_shape = document["chunk_grid"]["configuration"]["chunk_shape"]
-    spec = ArraySpec(path, tuple(document["shape"]), document["data_type"], chunk_shape[0])
+    try:
+        shape, chunk = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
+        rows, *rest = shape
+        spec = ArraySpec(path, tuple(shape), document["data_type"], chunk[0])
+        valid = (
+            spec.dtype in _COLUMN_DTYPES
+            and all(type(size) is int and size >= 0 for size in (*shape, *chunk))
+            and 1 <= spec.chunk_rows <= max(rows, 1)
+            and (0 < spec.chunk_bytes <= MAX_CHUNK_BYTES or rows == 0)
+            and spec.n_chunks < _MAX_COLUMN_CHUNKS
+            and list(chunk[1:]) == rest
+            and isinstance(document["attributes"], dict)
+        )
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+        valid = False
+    if not valid:
+        raise DamagedMetadataError(
+            f"{root / path / METADATA} does not describe a column: run `modegap repair`"
+        )
     return spec, document["attributes"]
 
 
@@ -185,22 +214,23 @@ def read_column(root: Place, path: str) -> tuple[np.ndarray, dict[str, Any]]:
 
     Raises:
         DamagedChunkError: a chunk is missing or does not match its checksum.
+        DamagedMetadataError: so are its metadata. StoreError: a file may not be read.
     """
     spec, attributes = column_spec(root, path)
     pieces = []
     for chunk in range(spec.n_chunks):
         file = spec.chunk_file(root, chunk)
+        reason = "its content does not match its checksum"
         try:
-            data = file.read_bytes()
-        except OSError as error:
-            data = b""
-            reason = f"unreadable ({error.strerror})"
-        else:
-            reason = "its content does not match its checksum"
+            data = small_content(file, spec.chunk_bytes + TRAILER)
+        except PermissionError as error:
+            raise unreadable(file, error) from error
+        except (OSError, ValueError) as error:
+            data, reason = b"", f"unreadable ({getattr(error, 'strerror', None) or error})"
         content = memoryview(data)[: spec.chunk_bytes]
         if len(data) != spec.chunk_bytes + TRAILER or trailer(crc32c(content)) != data[-TRAILER:]:
             raise DamagedChunkError(
-                f"{file} is damaged, {reason}: restore this file from a copy of the store"
+                f"{file} is damaged, {reason}: run `modegap repair`, or what wrote the store again"
             )
         pieces.append(data[: spec.chunk_bytes])
     dtype = np.dtype(spec.dtype).newbyteorder("<")

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .compute import ablate
     from .config import AblateConfig
     from .outcome import AblationResult, Condition, Draw
+    from .sweep import Sweep
 
-__all__ = ["AblateConfig", "AblationResult", "Condition", "Draw", "ablate"]
+__all__ = ["AblateConfig", "AblationResult", "Condition", "Draw", "Sweep", "ablate"]
 
 # Loaded on first use: the options alone, which a command line needs for its help, import no torch.
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     "AblationResult": "outcome",
     "Condition": "outcome",
     "Draw": "outcome",
+    "Sweep": "sweep",
     "ablate": "compute",
 }
 

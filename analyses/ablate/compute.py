@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from modegap.analyses.align import Modes
 from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate, path_facts
-from modegap.engine.models.score import target_nll
-from modegap.kernels import ablate as project_out
 from modegap.kernels import last_path
 
 from .config import AblateConfig
+from .measure import Measured, Progress, as_store, by_model, by_replay, remove
 from .outcome import AblationResult, Condition, Draw
 from .statistics import paired
-from .subsets import Subset, subsets_of
+from .subsets import Subset, subsets_of, swept
+from .sweep import Sweep, sweep_of
 
 if TYPE_CHECKING:
     from modegap.engine.datasets import Dataset, Sample
     from modegap.engine.models import LoadedModel
+    from modegap.stores import ActivationStore
 
 Float = NDArray[np.float64]
-Progress = Callable[[int, int], None]
 
 
 def ablate(
     loaded: LoadedModel,
-    data: Dataset | Sequence[Sample],
+    data: ActivationStore | str | Path | Dataset | Sequence[Sample],
     modes: Modes | str | Path,
     subsets: Sequence[str] | None = None,
     config: AblateConfig | None = None,
@@ -45,65 +44,87 @@ def ablate(
     """Cross-entropy of the target tokens with subsets of modes projected out, against none.
 
     z' = z - U U'z at every position of the hook point, on z itself as published (not on z minus its mean).
-    Every subset takes one forward pass over the samples; one without modes is left out with a message.
+
+    From a store with token rows of the adapter's output, the decoder alone is replayed: all conditions of a sample
+    share its rows and run in the same batches, at the adapter's output or inside the decoder. From a data set of
+    media the whole model runs, one pass over the samples a condition, which reaches every hook point.
 
     Args:
         loaded: the model the modes come from.
-        data: samples with target texts.
+        data: a store (or its path), or samples with target texts.
         modes: from `align`, or the file that `Modes.save` wrote.
         subsets: which modes to remove (see `AblateConfig`).
         config: options; `options` are fields of it given by name.
-        progress: called as `progress(done, total)` after every pass over the samples.
+        progress: called as `progress(done, total)`.
 
     Raises:
-        ValueError: unknown options or subsets, no subset with modes, or modes of another width.
-        EngineError: an unknown hook point, or a sample that cannot be scored.
+        ValueError: unknown options or subsets, no subset with modes, modes of another width, or options of the
+            replay with a data set.
+        EngineError: an unknown hook point, one that replay cannot reach, a store that cannot be replayed, or a
+            sample that cannot be scored.
+        StoreError: a path without a store.
     """
     given = {} if subsets is None else {"subsets": tuple(subsets)}
     config = with_options(config or AblateConfig(), {**given, **options})
     modes = modes if isinstance(modes, Modes) else Modes.load(modes)
     point = config.point or modes.point
     wanted, left_out = subsets_of(modes, tuple(config.subsets), config.seed)
-    count = len(data) if config.n_samples is None else min(config.n_samples, len(data))
-    if count < 2:
-        raise ValueError(f"data: got {count} samples, a paired comparison needs at least 2")
+    alone = swept(modes, tuple(config.subsets))
+    store = as_store(data)
+    if store is None and len(data) < 2:  # type: ignore[arg-type]
+        raise ValueError(f"data: got {len(data)} samples, a paired comparison needs at least 2")  # type: ignore[arg-type]
+    edits = [None, *(remove(modes, s.indices) for s in wanted), *(remove(modes, (k,)) for k in alone)]
+    if store is not None:
+        found = by_replay(loaded, store, point, edits, config, progress)
+    else:
+        found = by_model(loaded, data, point, edits, config, progress)  # type: ignore[arg-type]
+    if len(found.ids) < 2:
+        raise ValueError(f"data: got {len(found.ids)} samples, a paired comparison needs at least 2")
+    return _result(loaded, modes, config, point, wanted, left_out, alone, found)
 
-    done = 0
 
-    def losses(edit: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None) -> Float:
-        nonlocal done
-        samples = (data[index] for index in range(count))
-        found = target_nll(loaded, samples, batch_size=config.batch_size, edit=edit)
-        done += 1
-        if progress is not None:
-            progress(done, 1 + len(wanted))
-        return found
-
-    baseline = losses(None)
+def _result(
+    loaded: LoadedModel,
+    modes: Modes,
+    config: AblateConfig,
+    point: str,
+    wanted: Sequence[Subset],
+    left_out: tuple[str, ...],
+    alone: Sequence[int],
+    found: Measured,
+) -> AblationResult:
+    baseline = found.losses[0]
+    pairs = zip(wanted, found.losses[1 : 1 + len(wanted)], strict=True)
     conditions = []
-    for name, members in groupby(wanted, key=lambda subset: subset.name):
-        draws = [
-            _draw(modes, config, subset, baseline, losses((point, _remove(modes, subset))))
-            for subset in members
-        ]
+    for name, members in groupby(pairs, key=lambda pair: pair[0].name):
+        draws = [_draw(modes, config, subset, baseline, loss) for subset, loss in members]
         mean = np.mean([draw.loss for draw in draws], axis=0)
         conditions.append(Condition(name, tuple(draws), _compare(config, baseline, mean)))
+    sweep: Sweep | None = None
+    if len(alone):
+        sweep = sweep_of(modes, alone, baseline, found.losses[1 + len(wanted) :], config)
     return AblationResult(
         config=config,
         model=loaded.name,
         point=point,
-        ids=tuple(_ids(data, count)),
+        ids=found.ids,
         baseline=baseline,
         conditions=tuple(conditions),
         left_out=left_out,
-        certificate=_certificate(modes) if wanted else modes.certificate,
+        sweep=sweep,
+        failures=found.failures,
+        retried=found.retried,
+        certificate=_certificate(modes, found, edited=bool(wanted or len(alone))),
     )
 
 
-def _certificate(modes: Modes) -> Certificate:
-    """That of the modes, with the path that projected them out."""
-    paths = {**modes.certificate.kernel_paths, **path_facts([last_path("ablate")])}
-    return replace(modes.certificate, kernel_paths=paths)
+def _certificate(modes: Modes, found: Measured, *, edited: bool) -> Certificate:
+    """That of the modes, with the path that projected them out and the store that was replayed."""
+    paths = {**modes.certificate.kernel_paths}
+    if edited:
+        paths.update(path_facts([last_path("ablate")]))
+    hashes = {**modes.certificate.store_hashes, **dict(found.store_hashes)}
+    return replace(modes.certificate, kernel_paths=paths, store_hashes=hashes)
 
 
 def _draw(modes: Modes, config: AblateConfig, subset: Subset, baseline: Float, loss: Float) -> Draw:
@@ -114,25 +135,3 @@ def _draw(modes: Modes, config: AblateConfig, subset: Subset, baseline: Float, l
 
 def _compare(config: AblateConfig, baseline: Float, loss: Float) -> Any:
     return paired(baseline, loss, draws=config.draws, level=config.level, seed=config.seed)
-
-
-def _remove(modes: Modes, subset: Subset) -> Callable[[torch.Tensor], torch.Tensor]:
-    basis = torch.from_numpy(np.ascontiguousarray(modes.U[:, list(subset.indices)]))
-    placed: dict[torch.device, torch.Tensor] = {}
-
-    def remove(z: torch.Tensor) -> torch.Tensor:
-        if z.shape[-1] != len(basis):
-            raise ValueError(
-                f"the hook point is {z.shape[-1]} wide, the modes {len(basis)}: align at the point that "
-                "is edited"
-            )
-        if z.device not in placed:
-            placed[z.device] = basis.to(z.device)
-        return project_out(z, placed[z.device])
-
-    return remove
-
-
-def _ids(data: Dataset | Sequence[Sample], count: int) -> list[str]:
-    known = getattr(data, "ids", None)
-    return [str(name) for name in known[:count]] if known is not None else [data[i].id for i in range(count)]

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.analyses.replayed.opening import notes_of
 from modegap.analyses.result import Column, Json, NotebookRepr, Table, jsonable
 
 from .config import AblateConfig
 from .statistics import Paired
 from .subsets import Subset
+from .sweep import Sweep
 
 if TYPE_CHECKING:
     from modegap.engine.certificate import Certificate
@@ -90,6 +92,9 @@ class AblationResult(NotebookRepr):
         conditions: in the order asked for.
         left_out: subsets without modes, and why.
         certificate: of the modes, with the path that projected them out.
+        sweep: every mode removed alone; None unless asked for.
+        failures: (id, reason) of samples that could not be scored.
+        retried: batches that ran again at half their size.
     """
 
     config: AblateConfig
@@ -100,6 +105,9 @@ class AblationResult(NotebookRepr):
     conditions: tuple[Condition, ...]
     left_out: tuple[str, ...]
     certificate: Certificate
+    sweep: Sweep | None = None
+    failures: tuple[tuple[str, str], ...] = ()
+    retried: int = 0
 
     @property
     def n(self) -> int:
@@ -161,6 +169,9 @@ class AblationResult(NotebookRepr):
             "baseline_mean": jsonable(self.baseline.mean()),
             "conditions": jsonable(conditions),
             "left_out": jsonable(self.left_out),
+            "sweep": jsonable(self.sweep),
+            "failures": jsonable(self.failures),
+            "retried": self.retried,
             "certificate": jsonable(self.certificate),
         }
 
@@ -205,19 +216,62 @@ class AblationResult(NotebookRepr):
         )
         return Table(f"Modes projected out at {self.point} of {self.model}", columns, rows, self._notes())
 
-    def figure(self) -> Any:
-        """Change of the loss by condition with intervals, and every random draw."""
-        from modegap.analyses.report.figures import ablation_effect, ablation_rows
+    def tables(self) -> list[Table]:
+        """The conditions, then the sweep where there is one."""
+        return [self.table(), *([self.sweep_table()] if self.sweep is not None else [])]
 
+    def sweep_table(self, first: int = 20) -> Table:
+        """The `first` modes whose removal changes the loss most.
+
+        Raises:
+            ValueError: no sweep was asked for.
+        """
+        if self.sweep is None:
+            raise ValueError("no sweep: ablate with the subset 'each' or 'each*K'")
+        s = self.sweep
+        order = np.argsort(-np.abs(s.delta), kind="stable")[:first]
+        values = (s.rho, 100 * s.variance, s.delta, s.percent, s.percent_low, s.percent_high, s.t)
+        chances = (s.p, s.p_holm, s.q_bh)
+        rows = [
+            (int(s.modes[i]), *(float(column[i]) for column in (*values, *chances))) for i in order.tolist()
+        ]
+        columns = (
+            "mode",
+            Column("ρ", format=".3g"),
+            Column("variance", "% of all", ".2f"),
+            Column("Δ loss", format="+.5f"),
+            Column("change", "%", "+.3f"),
+            Column("low", "%", "+.3f"),
+            Column("high", "%", "+.3f"),
+            Column("t", format=".2f"),
+            Column("p", format=".2g"),
+            Column("p Holm", format=".2g"),
+            Column("q BH", format=".2g"),
+        )
+        notes = (
+            f"{len(s.modes)} modes removed one at a time, the {len(rows)} of the largest change shown; "
+            f"{len(s.found())} have q ≤ 0.05 (Benjamini and Hochberg), {int((s.p_holm <= 0.05).sum())} p ≤ 0.05 (Holm)",
+        )
+        return Table(f"Single modes removed at {self.point} of {self.model}", columns, rows, notes)
+
+    def figure(self) -> Any:
+        """Change of the loss by condition with intervals, and every random draw; of a sweep alone by mode."""
+        from modegap.analyses.report.figures import ablation_effect, ablation_rows, sweep_effect, sweep_rows
+
+        if not self.conditions and self.sweep is not None:
+            return sweep_effect(sweep_rows(self.sweep))
         return ablation_effect(ablation_rows(self))
 
     def _notes(self) -> tuple[str, ...]:
+        paper = self.config.target == "paper"
+        scored = "the prompt's own tokens (as published)" if paper else "the target tokens"
         return (
             "z' = z - U U'z at every position, the mean's component included, as published",
-            "loss: cross-entropy of the target tokens, nats a token, mean over a sample's tokens, then over "
+            f"loss: cross-entropy of {scored}, nats a token, mean over a sample's tokens, then over "
             "n samples; variance: of the modes removed, in percent of the considered modes'",
             f"low, high: {100 * self.config.level:g} % bootstrap over samples of the change; t, p: paired",
             "random rows average their draws sample by sample; std of draws: between them; random ≤: share "
             "of the random draws whose change is at most this row's",
             *self.left_out,
+            *notes_of(self.failures, self.retried),
         )

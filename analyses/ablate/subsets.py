@@ -25,6 +25,9 @@ class Subset:
     seed: int | None = None
 
 
+_EACH = r"each(?:\*(\d+))?"
+
+
 class EmptySubset(ValueError):
     """A subset that has no modes here; the message says why."""
 
@@ -32,8 +35,8 @@ class EmptySubset(ValueError):
 def subsets_of(modes: Modes, names: tuple[str, ...], seed: int) -> tuple[list[Subset], tuple[str, ...]]:
     """The subsets that `names` ask for, in order, and why others have no modes.
 
-    `none` gives no subset, `random*N` gives N. One without modes (say, no mode is text-aligned) is left out
-    with a message, unless nothing is left.
+    `none` and the sweeps (`each`) give no subset, `random*N` gives N. One without modes (say, no mode is
+    text-aligned) is left out with a message, unless nothing is left.
 
     Raises:
         ValueError: a name that is not understood, modes that do not exist, or no subset with modes.
@@ -50,8 +53,24 @@ def subsets_of(modes: Modes, names: tuple[str, ...], seed: int) -> tuple[list[Su
     return out, tuple(left_out)
 
 
+def swept(modes: Modes, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Mode numbers that `each` (the considered ones) and `each*K` (the first K) ask for, ascending.
+
+    Raises:
+        ValueError: more modes than there are.
+    """
+    wanted: set[int] = set()
+    for name in names:
+        if found := re.fullmatch(_EACH, name.strip()):
+            size = None if found[1] is None else _positive(name, found[1])
+            if size is not None and size > modes.d:
+                raise ValueError(f"{name}: there are only {modes.d} modes")
+            wanted.update(modes.considered.tolist() if size is None else range(size))
+    return tuple(sorted(wanted))
+
+
 def _parse(modes: Modes, name: str, seed: int) -> list[Subset]:
-    if name == "none":
+    if name == "none" or re.fullmatch(_EACH, name):
         return []
     if name == "ms":
         return [Subset(name, _specific(modes))]
@@ -76,7 +95,8 @@ def _parse(modes: Modes, name: str, seed: int) -> list[Subset]:
             raise ValueError(f"{name}: there are modes 0 to {modes.d - 1}, got {indices[-1]}")
         return [Subset(name, indices)]
     raise ValueError(
-        f"subset {name!r} is not understood; expected none, ms, ta, random*N, top*K or mode numbers (0,3,7)"
+        f"subset {name!r} is not understood; expected none, ms, ta, random*N, top*K, each, each*K or mode "
+        "numbers (0,3,7)"
     )
 
 

@@ -10,19 +10,30 @@ from typing import Any
 
 from modegap.analyses.ablate import AblationResult
 from modegap.analyses.align import Modes
+from modegap.analyses.bound import BoundResult
 from modegap.analyses.distance import DistanceResult
+from modegap.analyses.gmi import GmiResult
+from modegap.analyses.gradproj import GradprojResult
+from modegap.analyses.lipschitz import LipschitzResult
 from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
 from modegap.analyses.saved import load_result
+from modegap.analyses.swap import SwapResult
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
-_ONCE = {
+# Results that a study has once, by the field that holds them.
+_ONCE: dict[str, type] = {
     "ablation": AblationResult,
     "probes": ProbeResult,
     "distances": DistanceResult,
     "pertype": PertypeResult,
+    "lipschitz": LipschitzResult,
+    "gradproj": GradprojResult,
+    "swap": SwapResult,
+    "gmi": GmiResult,
+    "bound": BoundResult,
 }
 
 
@@ -35,6 +46,11 @@ class Study:
         modes: alignments, the first being the one that the headline quotes.
         probes: probes along the hook points.
         ablation: the causal ablation.
+        lipschitz: gradient norms of the decoder.
+        gradproj: its sensitivity along the modes.
+        swap: what it notices of a swapped class component.
+        gmi: what it can use.
+        bound: the bounds beside the measured gap.
         distances: distances between the modal and the text law.
         pertype: where the classes of each label differ.
         gallery: examples to look at.
@@ -46,6 +62,11 @@ class Study:
     modes: tuple[Modes, ...] = ()
     probes: ProbeResult | None = None
     ablation: AblationResult | None = None
+    lipschitz: LipschitzResult | None = None
+    gradproj: GradprojResult | None = None
+    swap: SwapResult | None = None
+    gmi: GmiResult | None = None
+    bound: BoundResult | None = None
     distances: DistanceResult | None = None
     pertype: PertypeResult | None = None
     gallery: Gallery | None = None

@@ -11,6 +11,7 @@ from modegap.analyses.report import Headline, Item, Report, Section
 from modegap.analyses.report.figures import mode_rows, mode_spectrum, probe_curves, probe_rows
 from modegap.analyses.table import Table
 
+from .decoder import decoder_findings, decoder_sections
 from .model import Study
 
 
@@ -42,6 +43,7 @@ def study_report(
         *_modes(studies),
         *_probes(studies),
         *_ablations(studies),
+        *decoder_sections(studies),
         *_distances(studies),
         *_types(studies),
     ]
@@ -125,6 +127,11 @@ def _ablations(studies: Sequence[Study]) -> Iterator[Section]:
         items = [
             Item(one, name=f"ablation-{name}", title=f"{name}: loss without the modes") for name, one in found
         ]
+        items += [
+            Item(one.sweep_table(), name=f"sweep-{name}", title=f"{name}: single modes removed")
+            for name, one in found
+            if one.sweep is not None
+        ]
         yield Section("Causal ablation", "ablation", _ABLATION, items)
 
 
@@ -204,6 +211,7 @@ def _findings(studies: Sequence[Study]) -> Iterator[str]:
             source, target = study.probes.config.retention
             said = ", ".join(f"{r.label} {r.ratio:.0f} %" for r in kept)
             yield f"**{study.name}**: probe accuracy kept from `{source}` to `{target}`: {said}."
+        yield from decoder_findings(study)
 
 
 def _ablation_finding(name: str, found: AblationResult) -> str:
@@ -212,6 +220,9 @@ def _ablation_finding(name: str, found: AblationResult) -> str:
         f"[{c.change.percent_low:+.1f}, {c.change.percent_high:+.1f}]"
         for c in found.conditions
     )
+    if not found.conditions:
+        shown = 0 if found.sweep is None else len(found.sweep.found())
+        return f"**{name}**: removing one mode alone changes the loss for {shown} modes (q ≤ 0.05)."
     first = found.conditions[0]
     below = found.below_random(first.name)
     rank = (

@@ -51,8 +51,10 @@ class Capturer:
         self.points = tuple(points)
         hooked = [point for point in self.points if point.stream != "text"]
         adapter = loaded.points.get("adapter_output")
+        # rows of another stream (cross-attention) say nothing about placeholders
+        self._aligned = adapter is not None and adapter.stream == "adapter"
         own = any(point.stream not in ("llm", "text", "adapter") for point in hooked)
-        if own and adapter is not None and adapter not in hooked:
+        if own and self._aligned and adapter is not None and adapter not in hooked:
             hooked.append(adapter)  # its length tells which encoder rows are padding
         self._hooked = hooked
         self._seen: dict[str, torch.Tensor] = {}
@@ -89,7 +91,7 @@ class Capturer:
             )
         try:
             self._forward(inputs)
-            adapter = self._seen.get("adapter_output")
+            adapter = self._seen.get("adapter_output") if self._aligned else None
             found: dict[str, Block] = {}
             for point in self.points:
                 found[point.name] = (
@@ -120,7 +122,8 @@ class Capturer:
                     f"hook point {name} runs more than once in a forward; name a module that runs once a "
                     "batch"
                 )
-            self._seen[name] = tensor
+            # images of several tiles: [B, tiles, patches, d]
+            self._seen[name] = tensor.flatten(1, -2) if tensor.dim() > 3 else tensor
             if len(self._seen) == len(self._hooked):
                 raise _Stop
 

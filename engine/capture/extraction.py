@@ -13,6 +13,7 @@ from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.loading import load
 from modegap.engine.models.points import HookPoint
+from modegap.engine.replay.items import layout_of
 
 from .capturer import Capturer
 from .config import ExtractConfig
@@ -87,6 +88,7 @@ class _Run:
         self.data = as_text(data) if self.as_text else data
         self._check_modality()
         self.count = len(data) if config.limit is None else min(config.limit, len(data))
+        self._layout: dict[str, Any] = {}  # of one prompt, with which a replay compares what it rebuilds
         self.streams: dict[str, HookPoint] = {}
         for point in self.points:
             self.streams.setdefault(point.stream, point)
@@ -176,6 +178,7 @@ class _Run:
             target=self.config.target,
             prompt=self.config.prompt,
         )
+        self._layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)
         return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
 
     def _collate(self, samples: Sequence[Sample]) -> Inputs:
@@ -200,7 +203,7 @@ class _Run:
         return StorePlan(
             points=points,
             sample_ids=list(self.data.ids[: self.count]),
-            labels=labels_of(self.data, self.count, measured.texts),
+            labels=labels_of(self.data, self.count, measured.texts, measured.prompts),
             provenance=self._provenance(parity, path),
             chunk_bytes=self.config.chunk_bytes,
         )
@@ -221,6 +224,7 @@ class _Run:
             family=self.loaded.family,
             as_text=self.as_text,
             target=self.config.target,
+            layout=self._layout,
             modules={point.name: f"{point.module_path}:{point.pick}" for point in self.points},
             parity=found,
         )

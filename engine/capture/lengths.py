@@ -66,9 +66,8 @@ def learn_rule(
             raise EngineError(
                 f"hook point {point.name}: {point.module_path} put out {shape[1]} rows a sample, the prompt "
                 "of "
-                f"{inputs.ids[0]!r} has {counts[0]} placeholders; the model rearranges rows after it: name "
-                "the module "
-                "that comes last"
+                f"{inputs.ids[0]!r} has {counts[0]} placeholders; the model rearranges rows after it: take "
+                'them where the decoder is fed, points={"adapter_output": "path.of.decoder:placeholders"}'
             )
         return StreamRule("placeholders", Fraction(1))
     if batch:
@@ -78,6 +77,10 @@ def learn_rule(
     rows = 1
     for size in shape[:-1]:
         rows *= size
+    if inputs.frames is not None:
+        frames = sum(inputs.frames[0])
+        if rows >= frames > 0 and rows % frames == 0:  # tiles, of which the model dropped the padding
+            return StreamRule("frames", Fraction(rows, frames))
     if not rows or rows % sum(counts):
         raise EngineError(
             f"hook point {point.name}: {rows} rows do not divide among {sum(counts)} placeholders; name "

@@ -29,6 +29,7 @@ class Measured:
     frames_total: int
     text: NDArray[np.int64]
     texts: tuple[str, ...]
+    prompts: tuple[str | None, ...]
 
     def lengths(self, stream: str, rule: StreamRule | None) -> NDArray[np.int64]:
         """Rows of every sample in a stream."""
@@ -61,7 +62,9 @@ def measure(
     fixed = loaded.modality == "image" and data.modality == "image" and _fixed_size(loaded.processor)
     known: dict[str | None, tuple[int, int]] = {}
     columns = np.zeros((4, count), dtype=np.int64)
-    texts, total = [], -1
+    texts: list[str] = []
+    prompts: list[str | None] = []
+    total = -1
     for index in range(count):
         sample = row(index) if fixed else data[index]
         seen = known.get(sample.prompt) if fixed else None
@@ -83,8 +86,9 @@ def measure(
             answer = loaded.collator.answer_length(sample) if target else 0
             columns[:, index] = (seen[0] + answer, seen[1], -1, loaded.collator.text_length(sample))
         texts.append(sample.text)
+        prompts.append(sample.prompt)
         tick(index + 1)
-    return Measured(columns[0], columns[1], columns[2], total, columns[3], tuple(texts))
+    return Measured(columns[0], columns[1], columns[2], total, columns[3], tuple(texts), tuple(prompts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +115,19 @@ def schedule(lengths: NDArray[np.int64] | None, count: int, batch_size: int) -> 
         yield Window(start, start + len(members), batches)
 
 
-def labels_of(data: Dataset, count: int, texts: Sequence[str]) -> dict[str, list[Label]]:
-    """The data set's label columns and its texts (`text`, unless a label has that name), cut to `count`."""
+def labels_of(
+    data: Dataset, count: int, texts: Sequence[str], prompts: Sequence[str | None] = ()
+) -> dict[str, list[Label]]:
+    """The data set's label columns, its texts (`text`) and the prompts of samples that bring one (`prompt`).
+
+    All are cut to `count`; a label of the same name wins.
+    """
     columns: Mapping[str, Sequence[Label]] = data.labels()
     found = {name: list(values[:count]) for name, values in columns.items()}
     if any(texts):
         found.setdefault("text", list(texts))
+    if any(prompt is not None for prompt in prompts):
+        found.setdefault("prompt", list(prompts))
     return found
 
 

@@ -52,6 +52,7 @@ class Recorder:
         self._path = path
         self._known: set[str] = set()
         self._labels: dict[str, list[Label]] = {}
+        self._prompts: list[str | None] = []
         self._widths: dict[str, int] = {}
         self._lengths: dict[str, list[int]] = {point.stream: [] for point in self.points}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,7 @@ class Recorder:
                     if values is not None:
                         self._append(f"{kind}-{point.name}", values.astype(np.float32, copy=False))
         self.ids += inputs.ids
+        self._prompts += [sample.prompt for sample in inputs.samples]
         self._known.update(inputs.ids)
         for label, column in columns.items():
             self._labels.setdefault(label, []).extend(column)
@@ -181,6 +183,8 @@ class Recorder:
         }
         texts = self._labels.get("text")
         labels = {name: values for name, values in self._labels.items() if values is not texts or any(values)}
+        if any(prompt is not None for prompt in self._prompts):
+            labels.setdefault("prompt", list(self._prompts))
         origin = provenance(
             model=self.loaded.name,
             revision=self.loaded.revision,

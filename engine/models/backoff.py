@@ -22,16 +22,28 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+class AloneTooLargeError(EngineError):
+    """One item alone does not fit into memory."""
+
+
 class Backoff(Generic[Item]):
     """Runs batches; halves the batch size for good whenever one does not fit.
 
     Args:
         name: an item's name for messages.
         retried: called with the names of the items of every batch that did not fit, and the size tried next.
+        failed: called with an item that does not fit alone, which is then left out; unless given, that is an
+            error.
     """
 
-    def __init__(self, name: Callable[[Item], str], retried: Callable[[list[str], int], None]) -> None:
+    def __init__(
+        self,
+        name: Callable[[Item], str],
+        retried: Callable[[list[str], int], None],
+        failed: Callable[[Item, EngineError], None] | None = None,
+    ) -> None:
         """Nothing is known to be too large yet."""
+        self._failed = failed
         self._name = name
         self._retried = retried
         self._limit: int | None = None
@@ -47,7 +59,14 @@ class Backoff(Generic[Item]):
         at = 0
         while at < len(items):
             part = items[at : at + (self._limit or len(items))]
-            made = self._attempt(part, work)
+            try:
+                made = self._attempt(part, work)
+            except AloneTooLargeError as error:
+                if self._failed is None:
+                    raise
+                self._failed(part[0], error)
+                at += 1
+                continue
             if made is None:
                 continue
             at += len(part)
@@ -60,7 +79,7 @@ class Backoff(Generic[Item]):
             if not out_of_memory(error):
                 raise
             if len(part) == 1:
-                raise EngineError(
+                raise AloneTooLargeError(
                     f"sample {self._name(part[0])!r} alone does not fit into memory; shorten it, use a "
                     "smaller dtype "
                     'or spread the model with device_map="auto"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,12 +52,30 @@ class Inputs:
 
     @property
     def frames(self) -> tuple[list[int], int] | None:
-        """Valid frames of each sample and frames in all, where the processor masks its media; else None."""
+        """Valid frames (or image tiles) of each sample and frames in all, where media are padded; else None."""
         for name, mask in self.tensors.items():
             of_media = name.endswith("mask") and mask.shape != self.attention.shape
             if of_media and mask.dim() == 2 and mask.shape[0] == len(self):
                 return [int(count) for count in mask.sum(dim=1)], int(mask.shape[1])
+        pixels = self.tensors.get("pixel_values")
+        if pixels is not None and pixels.dim() >= 5 and pixels.shape[0] == len(self):
+            # [B, tiles, C, H, W] or [B, images, tiles, C, H, W]; processors pad with tiles of zeros
+            tiles = pixels.flatten(1, -4).flatten(2) != 0
+            return [int(count) for count in tiles.any(dim=2).sum(dim=1)], int(tiles.shape[1])
         return None
+
+    @property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """Runs of media tokens of each sample, `(first, past the last)` among its own, unpadded, tokens.
+
+        For pooling over the modality only: the rows of an `llm` point at these positions.
+        """
+        found = []
+        for kinds, real in zip(self.modality, self.attention, strict=True):
+            media = torch.nn.functional.pad((kinds[real] > TEXT).long(), (1, 1)).diff()
+            starts, stops = (media == 1).nonzero().flatten(), (media == -1).nonzero().flatten()
+            found.append(list(zip(starts.tolist(), stops.tolist(), strict=True)))
+        return found
 
 
 class Collator:
@@ -89,6 +108,7 @@ class Collator:
             media_token = int(self.tokenizer.convert_tokens_to_ids(str(token)))
         self.media_token = media_token
         self.max_positions = max_positions
+        self._nested = False
         pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         self.pad_id = int(next(token for token in pads if token is not None))
         self.side: str = getattr(self.tokenizer, "padding_side", "right")
@@ -183,6 +203,14 @@ class Collator:
         """Tokens that `target` appends to the prompt of a media sample."""
         return len(self._answer(sample))
 
+    def answer(self, sample: Sample) -> list[int]:
+        """Token ids that `target` appends to the prompt of a media sample."""
+        return self._answer(sample)
+
+    def before_text(self, prompt: str | None) -> list[int]:
+        """Token ids in front of a text sample's own: special tokens, then the prompt."""
+        return self._prefix + (self._plain(prompt) if prompt else [])
+
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -196,7 +224,7 @@ class Collator:
         rows, starts = [], []
         for sample, text in zip(samples, texts, strict=True):
             asked = sample.prompt if sample.prompt is not None else prompt
-            before = self._prefix + (self._plain(asked) if asked else [])
+            before = self.before_text(asked)
             rows.append(before + (self._answer(sample) if asked else text))
             starts.append(max(len(before), 1))  # nothing predicts position 0
         return rows, starts
@@ -214,8 +242,10 @@ class Collator:
         asked = [sample.prompt if sample.prompt is not None else prompt for sample in samples]
         prompts = [self.style.render(self.processor, question) for question in asked]
         media = media_arguments(self.processor, samples, self.modality)
+        if self._prefix and all(prompt.startswith(str(self.tokenizer.bos_token)) for prompt in prompts):
+            media["add_special_tokens"] = False  # chat templates write the first token themselves
         try:
-            made = dict(self.processor(text=prompts, padding=True, return_tensors="pt", **media))
+            made = self._process(prompts, media)
         except (ValueError, TypeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EngineError(
@@ -238,6 +268,31 @@ class Collator:
             if isinstance(value, torch.Tensor) and name not in follow
         }
         return rows, extra, follow
+
+    def _process(self, prompts: list[str], media: dict[str, Any]) -> dict[str, Any]:
+        """The processor's output; some families want a list of images for each sample."""
+        one_list = {"text": prompts, "return_tensors": "pt", **self._padding(), **media}
+        nested = {**one_list, "images": [[image] for image in media.get("images", ())]}
+        if self._nested:
+            return dict(self.processor(**nested))
+        try:
+            return dict(self.processor(**one_list))
+        except (ValueError, TypeError) as error:
+            if self.modality != "image":
+                raise
+            try:
+                found = dict(self.processor(**nested))
+            except (ValueError, TypeError):
+                raise error from None
+            self._nested = True
+            return found
+
+    def _padding(self) -> dict[str, Any]:
+        """Pads the text; a sound keeps the length that its encoder was made for."""
+        known = inspect.signature(type(self.processor).__call__).parameters
+        if self.modality == "image" or "padding" in known:
+            return {"padding": True}
+        return {"text_kwargs": {"padding": True}}
 
     def _check(
         self, samples: Sequence[Sample], rows: list[list[int]], starts: list[int], target: bool

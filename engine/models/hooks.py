@@ -18,9 +18,19 @@ from .points import HookPoint
 TensorFn = Callable[[torch.Tensor], torch.Tensor | None]
 
 
-def attach(model: nn.Module, point: HookPoint, fn: TensorFn) -> RemovableHandle:
-    """Calls `fn` with the point's tensor on every forward; a tensor it returns replaces the old one."""
+def attach(model: nn.Module, point: HookPoint, fn: TensorFn) -> list[RemovableHandle]:
+    """Calls `fn` with the point's tensor on every forward; a tensor it returns replaces the old one.
+
+    Returns:
+        the handles to remove.
+    """
     module = model.get_submodule(point.module_path)
+    if point.token is not None:
+        placeholders = _Placeholders(point, fn)
+        return [
+            model.register_forward_pre_hook(placeholders.read_tokens, with_kwargs=True),
+            module.register_forward_pre_hook(placeholders.at_rows, with_kwargs=True),
+        ]
     if point.pick == "input":
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -33,13 +43,41 @@ def attach(model: nn.Module, point: HookPoint, fn: TensorFn) -> RemovableHandle:
             new = fn(kwargs[key])
             return None if new is None else (args, {**kwargs, key: new})
 
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        return [module.register_forward_pre_hook(before, with_kwargs=True)]
 
     def after(_: nn.Module, args: Any, output: Any) -> Any:
         new = fn(_first(output, point))
         return None if new is None else _with_first(output, new)
 
-    return module.register_forward_hook(after)
+    return [module.register_forward_hook(after)]
+
+
+class _Placeholders:
+    """The rows at the placeholder tokens of the embeddings [B, T, d] that a module is fed."""
+
+    def __init__(self, point: HookPoint, fn: TensorFn) -> None:
+        self.point, self.fn = point, fn
+        self.mask: torch.Tensor | None = None
+
+    def read_tokens(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        self.mask = torch.eq(tokens, self.point.token or 0) if isinstance(tokens, torch.Tensor) else None
+
+    def at_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = next((key for key in ("inputs_embeds", "hidden_states") if kwargs.get(key) is not None), None)
+        x = kwargs[key] if key is not None else (args[0] if args else None)
+        mask = self.mask
+        if mask is None or not isinstance(x, torch.Tensor) or x.shape[:-1] != mask.shape:
+            raise EngineError(
+                f"hook point {self.point.name}: {self.point.module_path} was not fed one embedding a token of "
+                'input_ids; name another module: points={"adapter_output": "module.path"}'
+            )
+        where = mask.to(x.device)
+        new = self.fn(x[where])
+        if new is None:
+            return None
+        x = x.masked_scatter(where[..., None], new)
+        return (args, {**kwargs, key: x}) if key is not None else ((x, *args[1:]), kwargs)
 
 
 @contextmanager
@@ -48,7 +86,7 @@ def attached(model: nn.Module, pairs: Sequence[tuple[HookPoint, TensorFn]]) -> I
     handles: list[RemovableHandle] = []
     try:
         for point, fn in pairs:
-            handles.append(attach(model, point, fn))
+            handles += attach(model, point, fn)
         yield
     finally:
         for handle in handles:

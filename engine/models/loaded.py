@@ -14,6 +14,7 @@ from modegap.engine.datasets.base import Modality, Sample
 
 from .collate import Collator, Inputs
 from .points import HookPoint, select
+from .replay import ReplayEntry, replay_entry
 from .structure import Structure
 
 
@@ -67,6 +68,14 @@ class LoadedModel:
         """Dtype of the weights (the first floating-point one)."""
         kinds = (weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
         return next(kinds, torch.float32)
+
+    @property
+    def replay(self) -> ReplayEntry | None:
+        """Where stored adapter rows enter the decoder again; None if no decoder was found."""
+        token = None if self.modality == "text" else self.collator.media_token
+        known, _ = self._parameters()
+        axes = self._many_axes()
+        return replay_entry(self.model, self.structure, self.points, token, many_axes=axes, parameters=known)
 
     @property
     def hidden_size(self) -> int | None:

@@ -9,61 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from modegap.engine.datasets.base import Modality
 from modegap.engine.errors import EngineError
 
 from .collate import Collator
+from .composite import CompositeConfig
+from .hub import Source
 from .loaded import LoadedModel
+from .parts import Placement
 from .points import resolve
+from .prismatic import is_prismatic, load_prismatic
+from .prismatic.backbones import HUB_REPO
+from .prompts import modality_of_processor
 from .structure import read_structure
+from .ultravox import load_remote, load_ultravox
 
-# Remedies by the class names of huggingface_hub's errors and by fragments of transformers' messages, most
-# telling first.
-_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("GatedRepoError", "gated repo"),
-        "{id} is gated: accept its licence at https://huggingface.co/{id}, then log in with `hf auth "
-        "login` or set HF_TOKEN",
-    ),
-    (
-        ("RevisionNotFoundError", "is not a valid git identifier"),
-        "{id} has no revision {revision!r}: name a branch, tag or commit that exists",
-    ),
-    (
-        ("trust_remote_code",),
-        "{id} runs code of its own: read that code, then pass trust_remote_code=True",
-    ),
-    (
-        (
-            "OfflineModeIsEnabled",
-            "LocalEntryNotFoundError",
-            "ConnectError",
-            "ConnectionError",
-            "couldn't connect",
-        ),
-        "cannot reach huggingface.co and {id} is not in the local cache: connect, download it elsewhere with "
-        "`hf download {id}`, or give the path of a folder",
-    ),
-    (
-        (
-            "RepositoryNotFoundError",
-            "HFValidationError",
-            "is not a valid model identifier",
-            "not a local folder",
-        ),
-        "no model {id!r}: check the spelling, log in with `hf auth login` if it is private, or give a "
-        "folder's path",
-    ),
-    (
-        ("requires `accelerate`", "Using `device_map`", "low_cpu_mem_usage"),
-        "device_map needs accelerate: pip install accelerate",
-    ),
-    (
-        ("does not recognize this architecture", "Unrecognized model"),
-        "{id} is of a kind that the installed transformers does not know: upgrade transformers, or load it "
-        "yourself "
-        "and use adopt(model, processor)",
-    ),
-)
+# Arguments of from_pretrained that say where files come from: every part of a model is asked for with them.
+ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
+# Short names of the systems that the paper compares.
+SYSTEMS: dict[str, str] = {
+    "ultravox": "fixie-ai/ultravox-v0_6-llama-3_1-8b",
+    "qwen2-audio": "Qwen/Qwen2-Audio-7B-Instruct",
+    "llava": "llava-hf/llava-1.5-7b-hf",
+    "prismatic-dinov2": f"{HUB_REPO}/dinov2-224px+7b",
+    "prismatic-siglip": f"{HUB_REPO}/siglip-224px+7b",
+    "llama": "meta-llama/Llama-3.1-8B",
+    "vicuna": "lmsys/vicuna-7b-v1.5",
+}
 
 
 def load(
@@ -79,21 +51,36 @@ def load(
     """A model and its processor by Hub id or folder, in evaluation mode.
 
     Args:
-        id_or_path: as transformers' `from_pretrained` takes it.
+        id_or_path: as transformers' `from_pretrained` takes it; a short name of `SYSTEMS`; or a Prismatic id such as
+            `dinov2-224px+7b` or a folder in its published layout.
         dtype: torch dtype or its name; the checkpoint's own ("auto") unless given.
         device_map: passed on.
         revision: passed on.
-        trust_remote_code: passed on; the repository's code runs only if asked for by name.
+        trust_remote_code: passed on; the repository's code runs only if asked for by name. Ultravox loads without
+            it, from transformers' parts.
         points: hook points of your own, name to `module.path`.
-        **options: passed on (`attn_implementation`, `quantization_config`, ...).
+        **options: passed on (`attn_implementation`, `quantization_config`, `cache_dir`, ...).
 
     Raises:
         ValueError: an unknown dtype.
         EngineError: unknown or gated id, no network, unknown architecture; one line with the remedy.
     """
-    import transformers
+    source = locate(id_or_path, revision, trust_remote_code, options)
+    wanted = _dtype(dtype)
+    model, processor = _read(source, Placement(wanted, device_map, options))
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return adopt(model, processor, name=source.name, points=points, revision=commit)
 
-    name = str(id_or_path)
+
+def locate(
+    id_or_path: str | Path, revision: str | None, trust_remote_code: bool, options: dict[str, Any]
+) -> Source:
+    """Where a model is; the options that say how to reach it are taken out of `options`.
+
+    Raises:
+        EngineError: a path without a folder.
+    """
+    name = SYSTEMS.get(str(id_or_path), str(id_or_path))
     looks_local = isinstance(id_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         name = str(Path(name).expanduser())
@@ -101,19 +88,40 @@ def load(
             raise EngineError(
                 f"no model folder {name}; give a folder with config.json, or a Hub id like org/model"
             )
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    wanted = _dtype(dtype)
+    access = tuple((key, options.pop(key)) for key in ACCESS if key in options)
+    return Source(name, revision, trust_remote_code, access)
+
+
+def published_here(source: Source) -> bool:
+    """Whether a checkpoint is of a layout that is read here and not by transformers."""
+    return is_prismatic(source) or _settings(source).get("model_type") == "ultravox"
+
+
+def _read(source: Source, placement: Placement) -> tuple[nn.Module, Any]:
+    """The model in evaluation mode, and its processor."""
+    if is_prismatic(source):
+        return load_prismatic(source, placement)
+    settings = _settings(source)
+    if settings.get("model_type") == "ultravox":
+        load = load_remote if source.trust_remote_code else load_ultravox
+        return load(source, settings, placement)
+    import transformers
+
+    with source.remedied():
+        config = transformers.AutoConfig.from_pretrained(source.name, **source.arguments)
+        loader = model_class(transformers, config)
+        model = loader.from_pretrained(
+            source.name, **source.arguments, **placement.arguments(placement.dtype or "auto")
+        )
+        return model.eval(), read_processor(transformers, source)
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    """The raw `config.json`; empty where there is none, which transformers explains better."""
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **common)
-        # transformers 4.56 renamed torch_dtype to dtype
-        key = "dtype" if _version(transformers.__version__) >= (4, 56) else "torch_dtype"
-        loader = _model_class(transformers, config)
-        model = loader.from_pretrained(name, **common, **{key: wanted, "device_map": device_map, **options})
-        processor = _processor(transformers, name, common)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise EngineError(_remedy(error, name, revision)) from error
-    commit = getattr(model.config, "_commit_hash", None) or revision
-    return adopt(model.eval(), processor, name=name, points=points, revision=commit)
+        return source.json("config.json")
+    except EngineError:
+        return {}
 
 
 def adopt(
@@ -137,31 +145,37 @@ def adopt(
         EngineError: no decoder found and no `points` given; a module path that does not exist; no tokenizer.
     """
     config = getattr(model, "config", None)
+    modality = modality_of_processor(processor)
     try:
-        structure = read_structure(model)
+        structure = read_structure(model, modality)
     except EngineError:
         if not points:
             raise
         structure = None
     family = str(getattr(config, "model_type", type(model).__name__))
-    collator = Collator(processor, media_token=_media_token(config), max_positions=_max_positions(config))
+    collator = Collator(
+        processor, media_token=_media_token(config, modality), max_positions=_max_positions(config)
+    )
     title = name or getattr(model, "name_or_path", "") or type(model).__name__
-    resolved = resolve(model, structure, points)
+    media_token = None if modality == "text" else collator.media_token
+    resolved = resolve(model, structure, points, media_token=media_token)
     return LoadedModel(
         model, processor, title, revision, family, collator.modality, resolved, structure, collator
     )
 
 
-def _dtype(dtype: str | torch.dtype | None) -> Any:
-    if dtype is None or isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype or "auto"
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    if isinstance(dtype, torch.dtype):
+        return dtype
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"got dtype {dtype!r}; expected auto, float32, float16 or bfloat16")
     return found
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
+def model_class(transformers: Any, config: Any) -> Any:
     """The class that the checkpoint names: the only one that surely fits its weights."""
     for architecture in getattr(config, "architectures", None) or ():
         if hasattr(transformers, architecture):
@@ -178,18 +192,26 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _processor(transformers: Any, name: str, common: dict[str, Any]) -> Any:
+def read_processor(transformers: Any, source: Source) -> Any:
+    """A repository's processor, or its tokenizer if it has no processor."""
     try:
-        return transformers.AutoProcessor.from_pretrained(name, **common)
+        return transformers.AutoProcessor.from_pretrained(source.name, **source.arguments)
     except (OSError, ValueError, KeyError):  # a text model may have no processor config at all
-        return transformers.AutoTokenizer.from_pretrained(name, **common)
+        return transformers.AutoTokenizer.from_pretrained(source.name, **source.arguments)
 
 
-def _media_token(config: Any) -> int | None:
-    for key in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
+def _media_token(config: Any, modality: Modality) -> int | None:
+    """Id of the placeholder, which some families keep with the encoder's own settings."""
+    first, other = ("audio", "image") if modality == "audio" else ("image", "audio")
+    if isinstance(config, CompositeConfig):
+        return config.media_token_id
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "audio_config", None))
+    for kind in (first, other):
+        for part in parts:
+            for key in (f"{kind}_token_id", f"{kind}_token_index"):
+                value = getattr(part, key, None)
+                if isinstance(value, int):
+                    return value
     return None
 
 
@@ -197,22 +219,3 @@ def _max_positions(config: Any) -> int | None:
     text = getattr(config, "text_config", None) or config
     value = getattr(text, "max_position_embeddings", None)
     return value if isinstance(value, int) and value > 0 else None
-
-
-def _remedy(error: BaseException, name: str, revision: str | None) -> str:
-    seen: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(seen) < 20:
-        seen.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__
-    everything = "\n".join(seen).lower()
-    for signs, remedy in _REMEDIES:
-        if any(sign.lower() in everything for sign in signs):
-            return remedy.format(id=name, revision=revision)
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"cannot load {name}: {first}"
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)

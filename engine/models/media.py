@@ -26,7 +26,8 @@ def media_arguments(processor: Any, samples: Sequence[Sample], modality: Modalit
     extractor = processor.feature_extractor
     rate = int(extractor.sampling_rate)
     waves = [_wave(sample, rate) for sample in samples]
-    longest = getattr(extractor, "n_samples", None)
+    cut = not getattr(processor, "any_length", False)
+    longest = getattr(extractor, "n_samples", None) if cut else None
     for sample, wave in zip(samples, waves, strict=True):
         if longest is not None and len(wave) > longest:
             warnings.warn(

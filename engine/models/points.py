@@ -33,6 +33,8 @@ class HookPoint:
         pick: whether the module's first input tensor or its (first) output tensor is meant.
         stream: which rows a sample has there: points of one stream have the same rows.
         why: how the module was found.
+        token: the point is only the rows [n, d] at this token of `input_ids`, in reading order, of the
+            embeddings that the module is fed; None for the whole tensor.
     """
 
     name: str
@@ -40,10 +42,15 @@ class HookPoint:
     pick: Pick
     stream: str
     why: str
+    token: int | None = None
 
 
 def resolve(
-    model: nn.Module, structure: Structure | None, overrides: Mapping[str, str] | None = None
+    model: nn.Module,
+    structure: Structure | None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    media_token: int | None = None,
 ) -> dict[str, HookPoint]:
     """All hook points of a model.
 
@@ -51,28 +58,42 @@ def resolve(
     k, and k = L (the number of layers) has passed the final norm, as `llm_final` has.
 
     Args:
-        model: the model.
+        model: the model; one that knows better than its structure tells has `hook_points`, name to
+            (spec as in `overrides`, why).
         structure: its parts; None if only the overrides are to count.
-        overrides: name to `module.path` (its output) or `module.path:input`; wins over what was found.
+        overrides: name to `module.path` (its output), `module.path:input`, or `module.path:placeholders` (the
+            rows at the media placeholders of the embeddings it is fed); wins over what was found.
+        media_token: id of the media placeholder in `input_ids`.
 
     Raises:
         EngineError: an override names a module that does not exist; suggests the nearest.
     """
-    points = {} if structure is None else {point.name: point for point in _found(structure)}
-    for name, spec in (overrides or {}).items():
+    points = {} if structure is None else {p.name: p for p in _found(structure, media_token)}
+    own: Mapping[str, tuple[str, str]] = getattr(model, "hook_points", {})
+    given = {name: (spec, "given by the user") for name, spec in (overrides or {}).items()}
+    for name, (spec, why) in {**own, **given}.items():
         path, _, pick = spec.partition(":")
-        if pick not in ("", "input", "output"):
+        if pick not in ("", "input", "output", "placeholders"):
             raise EngineError(
-                f"hook point {name}: got {spec!r}; expected module.path, module.path:input or :output"
+                f"hook point {name}: got {spec!r}; expected module.path, module.path:input, :output or "
+                ":placeholders"
             )
+        if pick == "placeholders" and media_token is None:
+            raise EngineError(f"hook point {name}: {type(model).__name__} names no media placeholder token")
         known = list(module_paths(model))
         if path not in known:
             near = difflib.get_close_matches(path, known, n=1, cutoff=0.3)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise EngineError(f"hook point {name}: {type(model).__name__} has no module {path!r}{hint}")
         stream = points[name].stream if name in points else _stream(name, path, structure)
+        at_rows = pick == "placeholders"
         points[name] = HookPoint(
-            name, path, "input" if pick == "input" else "output", stream, "given by the user"
+            name,
+            path,
+            "input" if pick == "input" or at_rows else "output",
+            stream,
+            why,
+            media_token if at_rows else None,
         )
     return points
 
@@ -123,11 +144,12 @@ def describe(loaded: LoadedModel) -> list[dict[str, str]]:
             title = f"llm_hidden_1 to llm_hidden_{last - 1}"
             path = re.sub(r"\.\d+$", f".0 to .{last - 2}", path)
         kind = type(loaded.model.get_submodule(point.module_path)).__name__
-        rows.append({"point": title, "module": path, "class": kind, "takes": point.pick, "why": point.why})
+        takes = point.pick if point.token is None else "placeholders"
+        rows.append({"point": title, "module": path, "class": kind, "takes": takes, "why": point.why})
     return rows
 
 
-def _found(parts: Structure) -> Iterable[HookPoint]:
+def _found(parts: Structure, media_token: int | None) -> Iterable[HookPoint]:
     if parts.adapter is not None:
         yield HookPoint(
             "encoder_output",
@@ -136,7 +158,13 @@ def _found(parts: Structure) -> Iterable[HookPoint]:
             "encoder",
             f"what the adapter is fed by {parts.encoder}: selected layer, without the rows it drops",
         )
-        yield HookPoint("adapter_output", parts.adapter, "output", "adapter", parts.why["adapter"])
+    if parts.entry is not None and media_token is not None:
+        why = f"what the decoder is fed at the placeholders: {parts.why['entry']}"
+        yield HookPoint("adapter_output", parts.entry, "input", "adapter", why, media_token)
+    elif parts.adapter is not None:
+        # rows that enter by cross-attention stand at no position, and are as many as the encoder's
+        stream = "cross" if parts.crossed else "adapter"
+        yield HookPoint("adapter_output", parts.adapter, "output", stream, parts.why["adapter"])
     yield HookPoint(
         "text_embedding", parts.embedding, "output", "text", "input embeddings of the text's own tokens"
     )

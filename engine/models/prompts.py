@@ -12,9 +12,11 @@ QUESTIONS: dict[Modality, str] = {
     "audio": "Describe this audio.",
     "text": "",
 }
+# Ultravox is spoken to: the sound is the whole message unless a question is given.
+SPOKEN = ("ultravox",)
 # The paper feeds LLaVA the bare prompt; every other family is asked in its own chat template where it has
 # one.
-PLAIN = ("llava",)
+PLAIN = ("llavaprocessor",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class PromptStyle:
         wrap: `chat` applies the processor's chat template; `plain` puts the placeholder in front of the
             question.
         separator: what stands between placeholder and question when plain.
+        question: asked where none is given; empty for the media alone.
     """
 
     modality: Modality
@@ -35,6 +38,7 @@ class PromptStyle:
     inserted: str
     wrap: Literal["chat", "plain"]
     separator: str
+    question: str
 
     def render(self, processor: Any, question: str | None) -> str:
         """The prompt of one sample: `question` (or the default one) with the placeholder put in.
@@ -42,12 +46,14 @@ class PromptStyle:
         A question that already holds the placeholder is taken as it stands.
         """
         if question is None:
-            question = QUESTIONS[self.modality]
+            question = self.question
         if self.placeholder in question:
             return question
         if self.wrap == "plain":
             return f"{self.inserted}{self.separator}{question}"
-        content = [{"type": self.modality}, {"type": "text", "text": question}]
+        content: list[dict[str, str]] = [{"type": self.modality}]
+        if question:
+            content.append({"type": "text", "text": question})
         message = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
 
@@ -60,12 +66,14 @@ def style_of(processor: Any, modality: Modality) -> PromptStyle | None:
     placeholder = str(placeholder)
     family = type(processor).__name__.lower()
     template = getattr(processor, "chat_template", None)
-    if template and not family.startswith(PLAIN):
-        return PromptStyle(modality, placeholder, placeholder, "chat", "")
+    asked = "" if family.startswith(SPOKEN) else QUESTIONS[modality]
+    if template and family not in PLAIN:
+        return PromptStyle(modality, placeholder, placeholder, "chat", "", asked)
     if family.startswith("qwen2audio"):  # the base model's own form, where there is no chat template
         around = (getattr(processor, "audio_bos_token", ""), getattr(processor, "audio_eos_token", ""))
-        return PromptStyle(modality, placeholder, f"{around[0]}{placeholder}{around[1]}", "plain", "")
-    return PromptStyle(modality, placeholder, placeholder, "plain", "\n")
+        inserted = f"{around[0]}{placeholder}{around[1]}"
+        return PromptStyle(modality, placeholder, inserted, "plain", "", asked)
+    return PromptStyle(modality, placeholder, placeholder, "plain", "\n", asked)
 
 
 def modality_of_processor(processor: Any) -> Modality:

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from modegap._facade import dataset, load, open
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
+    from modegap.analyses.bound import bound
     from modegap.analyses.distance import distance
+    from modegap.analyses.gmi import gmi
+    from modegap.analyses.gradproj import gradients, gradproj
+    from modegap.analyses.lipschitz import lipschitz
     from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
+    from modegap.analyses.swap import swap
     from modegap.engine.batch import ActivationBatch
     from modegap.engine.capture import ExtractConfig, extract, record
     from modegap.engine.datasets import Sample, batches
@@ -52,10 +57,15 @@ _HOME = {
     "adopt": "modegap.engine.models",
     "align": "modegap.analyses.align",
     "batches": "modegap.engine.datasets",
+    "bound": "modegap.analyses.bound",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
     "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
+    "gmi": "modegap.analyses.gmi",
+    "gradients": "modegap.analyses.gradproj",
+    "gradproj": "modegap.analyses.gradproj",
+    "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
     "open": "modegap._facade",
     "pertype": "modegap.analyses.pertype",
@@ -65,6 +75,7 @@ _HOME = {
     "reduce_pairs": "modegap.engine.reduce",
     "stream": "modegap.engine.stream",
     "stream_pairs": "modegap.engine.stream",
+    "swap": "modegap.analyses.swap",
     "verify": "modegap.stores",
     "write_report": "modegap.analyses.report",
 }
@@ -88,10 +99,15 @@ __all__ = [
     "adopt",
     "align",
     "batches",
+    "bound",
     "check_reduction",
     "dataset",
     "distance",
     "extract",
+    "gmi",
+    "gradients",
+    "gradproj",
+    "lipschitz",
     "load",
     "open",
     "pertype",
@@ -101,6 +117,7 @@ __all__ = [
     "reduce_pairs",
     "stream",
     "stream_pairs",
+    "swap",
     "verify",
     "write_report",
 ]

@@ -42,7 +42,11 @@ def ablation() -> AblationResult:
         "conditions": (Condition("ms", (draw,), change),),
         "certificate": CERTIFICATE,
     }
-    extra = {f.name: () for f in dataclasses.fields(AblationResult) if f.name not in fields}
+    extra = {
+        f.name: ()
+        for f in dataclasses.fields(AblationResult)
+        if f.name not in fields and f.default is dataclasses.MISSING
+    }
     return AblationResult(**fields, **extra)
 
 

@@ -14,7 +14,7 @@ import transformers as hf
 from modegap.engine.capture import Capturer
 from modegap.engine.errors import EngineError
 from modegap.engine.models import adopt, load
-from modegap.engine.models.loading import _remedy
+from modegap.engine.models.remedies import remedy
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_models.py"))))
 
@@ -98,12 +98,20 @@ class GatedRepoError(OSError): ...
 class RepositoryNotFoundError(OSError): ...
 
 
+class RemoteEntryNotFoundError(OSError): ...
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (OSError("You are trying to access a gated repo.\nMake sure to have access"), "accept its licence"),
         (GatedRepoError("403"), "hf auth login"),
         (RepositoryNotFoundError("404"), "check the spelling"),
+        (
+            RemoteEntryNotFoundError("404: no config.json"),
+            "lacks a file of its published layout",
+        ),
+        (ImportError("requires the sentencepiece library"), "pip install sentencepiece protobuf"),
         (
             OSError("org/x is not a local folder and is not a valid model identifier\nlisted on"),
             "check the spelling",
@@ -129,7 +137,7 @@ def test_remedies_are_one_line(error: Exception, expected: str) -> None:
     wrapped = OSError("could not load")
     wrapped.__cause__ = error
     for each in (error, wrapped) if "first line" not in expected else (error,):
-        message = _remedy(each, "org/x", "main2")
+        message = remedy(each, "org/x", "main2")
         assert expected in message
         assert "\n" not in message
 

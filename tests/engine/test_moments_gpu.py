@@ -31,7 +31,7 @@ class Rows:
     def scale(self, chunk):
         return 4.0 if chunk in SCALED else 1.0
 
-    def chunk(self, chunk, out):
+    def chunk(self, chunk, out, *, threads, verify):
         part = self.x[chunk * CHUNK : (chunk + 1) * CHUNK]
         out[: len(part)] = part
         return chunk * CHUNK, out[: len(part)], self.scale(chunk)

@@ -1,7 +1,12 @@
 """Streams of a real store: what arrives, in what memory, and that the thread always ends."""
 
 import gc
+import importlib
+import runpy
+import shutil
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +16,8 @@ from modegap.engine.moments import CrossMoments
 from modegap.engine.reduce import reduce_pairs
 from modegap.engine.stream import stream, stream_pairs
 from modegap.stores import ActivationStore, DamagedChunkError, PointPlan, SampleRows, StoreError, StorePlan
+
+late = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("late_device.py"))))
 
 WIDTH, CHUNK = 24, 32
 LENGTHS = np.array([7, 50, 0, 33, 64, 5, 90, 1])
@@ -62,7 +69,7 @@ def true(batch):
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == "modegap-prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith(("modegap-prefetch", "modegap-read"))]
 
 
 @pytest.mark.parametrize("batch_rows", [None, 1, 7, 32, 33, 64, 100, 10_000])
@@ -131,6 +138,61 @@ def test_chunks_without_a_selected_row_are_not_read(store):
     assert read[-1][2] == chunks * CHUNK * WIDTH * 2
 
 
+@pytest.fixture
+def lagging(monkeypatch):
+    """A device that copies and computes late, in the place of a GPU."""
+    device = late.LateCopies()
+    module = importlib.import_module("modegap.engine.stream")
+    monkeypatch.setattr(module, "_place", lambda name: None if name is None else torch.device("cuda", 0))
+    monkeypatch.setattr(module, "CudaCopies", lambda place: device)
+    yield device
+    device.end()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"start": 40, "stop": 200},
+        {"select": "text"},
+        {"samples": [1, 6], "select": ["image"]},
+        {"batch_rows": 100, "verify": False},
+        {"batch_rows": 7, "readers": 1, "prefetch": 1},
+        {"batch_rows": 96, "samples": [2, 3]},
+    ],
+)
+def test_a_lagging_device_gets_the_same_batches(store, lagging, options):
+    found = []
+    for batch in stream(store, "a", device="cuda", **options):
+        lagging.compute.add(lambda x=batch.x: found.append(x.clone()))
+    lagging.compute.mark().synchronize()
+    wanted = [batch.x.clone() for batch in stream(store, "a", **({"batch_rows": 10_000} | options))]
+    assert torch.equal(torch.cat(found), torch.cat(wanted))
+    assert lagging.pinned_made <= options.get("readers", 12) + 3
+    assert lagging.empty_made <= options.get("prefetch", 4) + 1
+    assert not threads()
+
+
+def test_without_checksums_damage_goes_through(store, tmp_path):
+    path = tmp_path / "copy.zarr"
+    shutil.copytree(store.path, path)
+    victim = path / "points/a/rows/c/1/0"
+    content = bytearray(victim.read_bytes())
+    content[9] ^= 64
+    victim.write_bytes(content)
+    copy = ActivationStore.open(path)
+    with pytest.raises(DamagedChunkError):
+        copy.rows("a").chunk(1)
+    got = copy.rows("a").chunk(1, verify=False)[1]
+    assert (got != store.rows("a").chunk(1)[1]).sum() == 1
+    rows = sum(len(batch) for batch in stream(copy, "a", verify=False))
+    assert rows == ROWS
+    victim.unlink()
+    with pytest.raises(DamagedChunkError, match="its file is missing"):
+        list(stream(copy, "a", verify=False))
+    assert not threads()
+
+
 def test_pooled_rows(store):
     (batch,) = stream(store, "p", kind=None)
     assert batch.x[:, 0].tolist() == list(range(8))
@@ -164,7 +226,7 @@ def test_a_batch_is_intact_until_the_next_is_asked_for(store):
 def test_an_early_end_leaves_no_thread(store, end):
     batches = stream(store, "a", batch_rows=4, prefetch=1)
     next(batches)
-    assert len(threads()) == 1
+    assert 1 <= len(threads()) <= 3
     if end == "break":
         for _ in batches:
             break
@@ -186,8 +248,6 @@ def test_a_stream_that_is_never_read_starts_no_thread(store):
 
 
 def test_damage_is_raised_where_it_is_met(store, tmp_path):
-    import shutil
-
     path = tmp_path / "copy.zarr"
     shutil.copytree(store.path, path)
     copy = ActivationStore.open(path)
@@ -211,6 +271,8 @@ def test_damage_is_raised_where_it_is_met(store, tmp_path):
         ({"stop": ROWS + 1}, ValueError, f"<= {ROWS}"),
         ({"batch_rows": 0}, ValueError, "batch_rows"),
         ({"prefetch": 0}, ValueError, "prefetch"),
+        ({"readers": 0}, ValueError, "readers"),
+        ({"device": "meta"}, ValueError, "device: got 'meta', expected 'cpu' or an NVIDIA GPU"),
         ({"select": "video"}, ValueError, "expected one or more of text, image, audio"),
         ({"select": "text", "kind": "pooled"}, ValueError, "pooled rows have no modality"),
         ({"samples": [8]}, ValueError, "expected 0 to 7"),

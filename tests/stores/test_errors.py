@@ -6,9 +6,7 @@ import errno
 import json
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +99,7 @@ def test_creating_over_something(tmp_path: Path) -> None:
 
 
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modegap.stores import store as module
+    from modegap.stores import creation as module
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -142,56 +140,6 @@ def test_no_space_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not writer.withdrawn
         fill(writer, plan)
     assert files_of(store.path) == files_of(whole.path)
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system needs privileges")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
-    plan = small_plan(200)
-    whole = make_store(tmp_path / "whole.zarr", plan)
-    store = ActivationStore.create(tiny_disk / "s.zarr", plan)
-    ballast = tiny_disk / "ballast"
-    free = shutil.disk_usage(tiny_disk).free
-    ballast.write_bytes(b"\0" * max(0, free - 300_000))
-    with pytest.raises(StoreError, match="no space left") as caught, store.writer() as writer:
-        fill(writer, plan)
-    free = re.search(r"(\d+) free", str(caught.value))
-    assert free is not None
-    # What did not fit has been removed again.
-    assert int(free[1]) <= 16_384
-    assert store.n_complete > 0
-    # The rest does not fit either; what is there goes on elsewhere.
-    moved = shutil.copytree(store.path, tmp_path / "moved.zarr")
-    with ActivationStore.open(moved, "r+").writer() as writer:
-        fill(writer, plan)
-    assert files_of(moved) == files_of(whole.path)
-
-
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
-def test_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    store = make_store(tmp_path / "s.zarr", small_plan(2))
-    original = os.open
-
-    def refuse(path: Any, flags: int, *rest: Any) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR):
-            raise OSError(code, os.strerror(code))
-        return original(path, flags, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refuse)
-        one_line(lambda: store.writer(), "read-only for this user", "permissions")
-        rows = ActivationStore.open(store.path).rows("wide")
-        assert len(rows.read(0, rows.n_valid_rows)) == 3
 
 
 def test_reading_ranges_and_buffers(tmp_path: Path) -> None:

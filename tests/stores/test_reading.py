@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +48,56 @@ def test_threads_read_the_same_bytes(tmp_path: Path, threads: int, size: int) ->
     content = np.random.default_rng(size).bytes(size)
     file = tmp_path / "f"
     file.write_bytes(b"head" + content)
+    more = tmp_path / "more"
+    more.write_bytes(b"head" + content + b"tail")
     buffer = bytearray(size)
-    descriptor = os.open(file, os.O_RDONLY)
+    descriptor, longer = os.open(file, os.O_RDONLY), os.open(more, os.O_RDONLY)
     try:
-        assert read_summed(descriptor, memoryview(buffer), 4, threads) == crc32c(content)
+        assert read_summed(descriptor, memoryview(buffer), 4, threads) == (crc32c(content), b"")
         assert bytes(buffer) == content
+        assert read_summed(descriptor, memoryview(buffer), 4, threads, 3) == (crc32c(content), b"")
+        assert read_summed(longer, memoryview(buffer), 4, threads, 3) == (crc32c(content), b"tai")
+        assert read_summed(longer, memoryview(buffer), 4, threads, 9) == (crc32c(content), b"tail")
         if size:
             assert read_summed(descriptor, memoryview(buffer), 5, threads) is None
     finally:
         os.close(descriptor)
+        os.close(longer)
+
+
+def test_many_readers_read_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces where few read, since they stay in the cache; one call where many would fight for the lock."""
+    content = np.random.default_rng(0).bytes(3 * PIECE)
+    file = tmp_path / "f"
+    file.write_bytes(content)
+    sizes: list[int] = []
+    together: list[bool] = []
+    original, gate = os.preadv, threading.Barrier(4, timeout=30)
+
+    def seen(descriptor: int, parts: list[memoryview], offset: int) -> int:
+        if not offset and together:
+            gate.wait()
+        sizes.append(len(parts[0]))
+        return original(descriptor, parts, offset)
+
+    monkeypatch.setattr(os, "preadv", seen)
+
+    def read(_: int) -> tuple[int, bytes] | None:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            return read_summed(descriptor, memoryview(bytearray(len(content))), 0)
+        finally:
+            os.close(descriptor)
+
+    assert read(0) == (crc32c(content), b"")
+    assert sizes == [PIECE] * 3
+    sizes.clear()
+    together.append(True)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(read, range(4))) == {(crc32c(content), b"")}
+    assert sizes.count(3 * PIECE) == 2
+    assert sizes.count(PIECE) == 6
+    assert summing._reading.count == 0
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2, 3])

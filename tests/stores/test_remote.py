@@ -138,23 +138,43 @@ def test_damage_and_what_is_missing(url: str, tmp_path: Path) -> None:
         ActivationStore.open(f"{url}/none.zarr")
 
 
-def test_remote_stores_are_read_only(url: str, tmp_path: Path) -> None:
-    there = publish(make_store(tmp_path / "s.zarr", small_plan(2)), url, tmp_path)
-    with pytest.raises(StoreError, match="remote stores are read-only"):
-        ActivationStore.open(there, "r+")
-    with pytest.raises(StoreError, match="remote stores are read-only"):
-        ActivationStore.create(f"{url}/new.zarr", small_plan(2))
+def test_a_place_without_exclusive_creation_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    store = make_store(tmp_path / "s.zarr", small_plan(2))
+    server = serve(tmp_path, Ranges)
+    url = f"http://127.0.0.1:{server.server_port}"
+    for attempt in (
+        lambda: ActivationStore.open(f"{url}/s.zarr", "r+"),
+        lambda: ActivationStore.create(f"{url}/new.zarr", small_plan(2)),
+    ):
+        with pytest.raises(
+            StoreError, match=r"cannot be written .*write to a local folder and copy it there"
+        ):
+            attempt()
     with pytest.raises(StoreError, match="mode='r\\+'"):
-        ActivationStore.open(there).writer()
+        ActivationStore.open(f"{url}/s.zarr").writer()
+    server.shutdown()
+    server.server_close()
+    memory = fsspec.filesystem("memory")
+    original = type(memory).pipe_file
+    monkeypatch.setattr(
+        type(memory), "pipe_file", lambda self, path, value, mode="overwrite": original(self, path, value)
+    )
+    with pytest.raises(StoreError, match="two writers could not tell each other apart"):
+        ActivationStore.create("memory://careless/s.zarr", small_plan(2))
+    assert memory.find("/careless") == []
+    assert ActivationStore.open(f"file://{store.path}", "r+").path == store.path
 
 
 def test_a_server_without_ranges_or_without_an_answer(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
-    make_store(tmp_path / "s.zarr", small_plan(2))
+    make_store(tmp_path / "s.zarr", small_plan(profile="sharded"))
     server = serve(tmp_path, NoRanges)
     url = f"http://127.0.0.1:{server.server_port}/s.zarr"
     rows = ActivationStore.open(url).rows("llm_final")
-    with pytest.raises(DamagedChunkError, match="ignores byte ranges"):
+    with pytest.raises(StoreError, match="ignores byte ranges"):
         rows.chunk(0)
     server.shutdown()
     server.server_close()

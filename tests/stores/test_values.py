@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from store_material import files_of, fill, make_store, sample_columns, sample_rows, small_plan
 
 from modegap.stores import ActivationStore, CommitRecord, PointPlan, SampleRows, StoreError, StorePlan
-from modegap.stores.values import exponent_for, row_absmax
+from modegap.stores.values import absmax, exponent_for, row_absmax
 
 
 def one_point(path: Path, rows: np.ndarray, chunk_rows: int, dtype: str = "float16") -> ActivationStore:
@@ -85,6 +85,18 @@ def test_row_absmax_is_that_of_numpy(dtype: type) -> None:
     assert np.isnan(found[5])
     assert np.isinf(found[6])
     assert row_absmax(rows[:0]).shape == (0,)
+    assert np.isnan(absmax(rows))
+    assert np.isinf(absmax(rows[6:]))
+    assert absmax(rows[6:]) == np.inf
+    for part in (rows[:4], rows[3:5], rows[10:600], -np.abs(rows[10:20]), np.abs(rows[10:20]), rows[3:4]):
+        assert absmax(part) == np.abs(part).max()
+    assert absmax(rows[:0]) == absmax(rows[:, :0]) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_absmax_of_integers(dtype: type) -> None:
+    assert absmax(np.array([3, 7, 5], dtype)) == 7
+    assert absmax(np.array([-(2**31), 7], np.int32)) == 2**31
 
 
 def test_float32_points_keep_every_bit(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.report.theme import MODALITY_SPECIFIC, NEUTRAL, TEXT_ALIGNED
 
-from .axes import Row
+from .axes import Row, finite
 
 if TYPE_CHECKING:
     import altair as alt
 
-    from modegap.analyses.ablate import AblationResult
+    from modegap.analyses.ablate import AblationResult, Sweep
 
 
 def ablation_rows(result: AblationResult) -> list[dict[str, Any]]:
@@ -104,3 +104,61 @@ def ablation_effect(rows: Sequence[Row]) -> alt.LayerChart:
 def _color(condition: str) -> str:
     name = condition.lower()
     return MODALITY_SPECIFIC if name.startswith("ms") else TEXT_ALIGNED if name.startswith("ta") else NEUTRAL
+
+
+def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row a mode for `sweep_effect`."""
+    return [
+        {
+            "mode": int(mode),
+            "delta": float(sweep.percent[i]),
+            "low": float(sweep.percent_low[i]),
+            "high": float(sweep.percent_high[i]),
+            "rho": finite(sweep.rho[i]),
+            "q": finite(sweep.q_bh[i]),
+            "found": bool(sweep.q_bh[i] <= 0.05),
+        }
+        for i, mode in enumerate(sweep.modes.tolist())
+    ]
+
+
+def sweep_effect(rows: Sequence[Row]) -> alt.LayerChart:
+    """Change of the loss when each mode is removed alone; modes with q <= 0.05 in orange, with intervals.
+
+    Args:
+        rows: `mode`, `delta`, `low`, `high` (percent of the loss without ablation), `rho`, `q`, `found`.
+
+    Raises:
+        ValueError: no rows.
+    """
+    import altair as alt
+
+    if not rows:
+        raise ValueError("got no modes; expected at least one")
+    base = alt.Chart()
+    x = alt.X("mode:Q", title="mode, by variance")
+    y: dict[str, Any] = {"title": "change of loss, % (below 0: better)"}
+    color = alt.Color(
+        "found:N",
+        scale=alt.Scale(domain=[True, False], range=[MODALITY_SPECIFIC, NEUTRAL]),
+        legend=alt.Legend(title=None, labelExpr="datum.value ? 'q ≤ 0.05' : 'not distinguishable from 0'"),
+    )
+    tooltip = [
+        alt.Tooltip("mode:Q"),
+        alt.Tooltip("delta:Q", title="change of loss, %", format="+.4f"),
+        alt.Tooltip("low:Q", title="from", format="+.4f"),
+        alt.Tooltip("high:Q", title="to", format="+.4f"),
+        alt.Tooltip("rho:Q", title="ρ", format=".3g"),
+        alt.Tooltip("q:Q", title="q (Benjamini, Hochberg)", format=".2g"),
+    ]
+    spans = base.transform_filter(alt.FieldEqualPredicate(field="found", equal=True))
+    chart: alt.LayerChart = alt.LayerChart(
+        data=alt.InlineData(values=list(rows)),
+        layer=[
+            spans.mark_rule(opacity=0.6).encode(x=x, y=alt.Y("low:Q", **y), y2="high:Q", color=color),
+            base.mark_circle(size=28, opacity=0.9).encode(
+                x=x, y=alt.Y("delta:Q", **y), color=color, tooltip=tooltip
+            ),
+        ],
+    )
+    return chart.properties(width=640, height=260)

@@ -1,4 +1,4 @@
-"""`modegap ablate MODEL DATASET MODES`."""
+"""`modegap ablate MODEL DATA MODES`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from modegap.analyses.ablate.config import AblateConfig
 
 from .data import LimitedDataOptions, open_data
+from .replaying import is_store, keep, load_model
 
 if TYPE_CHECKING:
     from modegap._console import Console
@@ -20,7 +21,9 @@ class Inputs:
 
     Attributes:
         model: Hub id, folder, or lab:plain, lab:aligned.
-        dataset: name, folder, CSV or JSONL file, hf:org/name, or `lab`.
+        data: a store with token rows of adapter_output (the decoder alone is replayed), or a data set of media
+            (name, folder, CSV or JSONL file, hf:org/name, `lab`; the whole model runs and reaches every hook
+            point).
         modes: file that `align --out` wrote.
         out: JSON file for the result, which `report` reads; nothing is written unless given.
         dtype: dtype of the model; the checkpoint's own unless given.
@@ -30,7 +33,7 @@ class Inputs:
     """
 
     model: str
-    dataset: str
+    data: str
     modes: str
     out: str | None = None
     dtype: str | None = None
@@ -46,21 +49,11 @@ def run(
     inputs: Inputs, config: AblateConfig, options: LimitedDataOptions, console: Console
 ) -> AblationResult:
     """Change of the decoder's loss without subsets of the modes."""
-    from modegap._facade import load
     from modegap.analyses.ablate import ablate
-    from modegap.analyses.saved import save_result
 
-    data = open_data(inputs.dataset, options)
-    loaded = load(
-        inputs.model,
-        dtype=inputs.dtype,
-        device_map=inputs.device_map,
-        revision=inputs.revision,
-        trust_remote_code=inputs.trust_remote_code,
-    )
-    with console.progress("ablate", unit="passes") as advance:
+    data = inputs.data if is_store(inputs.data) else open_data(inputs.data, options)
+    loaded = load_model(inputs)
+    with console.progress("ablate", unit="steps") as advance:
         result = ablate(loaded, data, inputs.modes, config=config, progress=advance)
-    if inputs.out is not None:
-        save_result(result, inputs.out)
-        console.say(f"ablation: {inputs.out}")
+    keep(result, inputs.out, console, "ablation")
     return result

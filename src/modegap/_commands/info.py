@@ -64,7 +64,8 @@ def _arrays(found: StoreInfo) -> Table:
     notes = [
         f"{found.complete_samples} of {found.samples} samples complete",
         f"{size(found.bytes_on_disk)} on disk; the same rows as float32 take {found.ratio:.2f} times that",
-        f"schema version {found.schema_version}, plan {found.plan_hash[:12]}, content {found.content_hash[:12]}",
+        f"profile {found.profile}, schema version {found.schema_version}",
+        f"plan {found.plan_hash[:12]}, content {found.content_hash[:12]}",
     ]
     return Table(found.path, columns, rows, notes)
 

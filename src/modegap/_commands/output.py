@@ -33,3 +33,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError("the last unit takes every size")
+
+
+def count(number: int) -> str:
+    """A number as people read it: 7.06 G, 13 k."""
+    value = float(number)
+    for unit in ("", "k", "M", "G"):
+        if value < 1000 or unit == "G":
+            return f"{number}" if unit == "" else f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError("the last unit takes every number")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.table import Table
-from modegap.stores import ActivationStore
-from modegap.stores import repair as withdraw
+from modegap.stores import ActivationStore, Damage, restore_header
+from modegap.stores import repair as mend
 
 from .output import Output
 
@@ -21,23 +21,47 @@ class Config:
 
     Attributes:
         store: folder of the store.
+        rebuild: also make commit records for sound chunks that have none, say after `_commit` was lost.
+        threads: chunks read at once.
     """
 
     store: str
+    rebuild: bool = False
+    threads: int = 2
 
 
 CONFIGS = (Config,)
 
 
 def run(config: Config, console: Console) -> Output:
-    """Withdraw damaged chunks, so that running the extraction again rewrites them and nothing else."""
+    """Restore what follows from the rest of the store; withdraw damaged chunks, so that they are made again."""
+    header = restore_header(config.store)
     store = ActivationStore.open(config.store, mode="r+")
     with console.progress("verify", unit="B") as advance:
-        damaged = withdraw(store, progress=advance)
-    rows = [(d.point, d.kind, d.chunk, f"{d.rows[0]}-{d.rows[1] - 1}", d.reason) for d in damaged]
+        report = mend(store, rebuild=config.rebuild, progress=advance, threads=config.threads)
+    done = f"{len(report.restored) + header} restored, {len(report.withdrawn)} withdrawn"
+    nothing = not (header or report.restored or report.withdrawn)
+    rows: list[tuple[Any, ...]] = [("", "metadata", None, None, "zarr.json", "restored")] if header else []
+    rows += [_row(d, "restored") for d in report.restored] + [_row(d, "withdrawn") for d in report.withdrawn]
     notes = [f"{store.n_complete} of {len(store.samples)} samples are complete"]
-    if damaged:
+    if report.withdrawn:
         notes.append("run the extraction again with the same settings: it rewrites what was withdrawn")
-    title = f"{config.store}: {len(damaged)} chunks withdrawn" if damaged else f"{config.store}: no damage"
-    table = Table(title, ["point", "kind", "chunk", "rows", "reason"], rows, notes)
-    return Output([table], {"withdrawn": [asdict(d) for d in damaged], "complete_samples": store.n_complete})
+    table = Table(
+        f"{config.store}: {'no damage' if nothing else done}",
+        ["point", "kind", "chunk", "rows", "reason", "outcome"],
+        rows,
+        notes,
+    )
+    data = {
+        "header_restored": header,
+        "restored": [asdict(d) for d in report.restored],
+        "withdrawn": [asdict(d) for d in report.withdrawn],
+        "complete_samples": store.n_complete,
+    }
+    return Output([table], data)
+
+
+def _row(damage: Damage, outcome: str) -> tuple[Any, ...]:
+    chunk = None if damage.kind == "metadata" else damage.chunk
+    rows = None if damage.kind == "metadata" else f"{damage.rows[0]}-{damage.rows[1] - 1}"
+    return damage.point, damage.kind, chunk, rows, damage.reason, outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.table import Table
 
@@ -20,7 +20,7 @@ class Config:
 
     Attributes:
         out: folder for the page, its figures and tables.
-        studies: folders with the results of a model each, as `align`, `probe` and `ablate` wrote them with --out.
+        studies: folders with the results of a model each, as the commands wrote them with --out.
         title: heading of the page.
     """
 
@@ -39,9 +39,10 @@ def run(config: Config, console: Console) -> Output:
 
     studies = [load_study(folder) for folder in config.studies]
     page = write_report(study_report(studies, title=config.title), config.out)
-    rows = [
-        (study.name, len(study.modes), study.probes is not None, study.ablation is not None)
+    kinds = ["probes", "ablation", "lipschitz", "gradproj", "swap", "gmi", "bound"]
+    rows: list[tuple[Any, ...]] = [
+        (study.name, len(study.modes), *(getattr(study, kind) is not None for kind in kinds))
         for study in studies
     ]
-    table = Table(f"report: {page}", ["study", "alignments", "probes", "ablation"], rows)
+    table = Table(f"report: {page}", ["study", "alignments", *kinds], rows)
     return Output([table], {"report": str(page), "studies": [study.name for study in studies]})

@@ -38,7 +38,12 @@ def run(config: Config, console: Console) -> Output:
     store = ActivationStore.open(config.store)
     with console.progress("verify", unit="B") as advance:
         report = check(store, fraction=config.fraction, threads=config.threads, progress=advance)
-    rows = [(d.point, d.kind, d.chunk, f"{d.rows[0]}-{d.rows[1] - 1}", d.reason) for d in report.damaged]
+    rows = [
+        (d.point, d.kind, None, None, d.reason)
+        if d.kind == "metadata"
+        else (d.point, d.kind, d.chunk, f"{d.rows[0]}-{d.rows[1] - 1}", d.reason)
+        for d in report.damaged
+    ]
     notes = [
         f"{report.chunks_checked} of {report.chunks_committed} committed chunks read, {size(report.bytes)}"
     ]

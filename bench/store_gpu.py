@@ -1,0 +1,398 @@
+"""From a warm store to a GPU: `python -m bench.store_gpu --out DIR [--dir /dev/shm] [--gib 16]`.
+
+fp16 rows of width 4096. A store is written (not timed against anything), then, GB/s of fp16:
+
+  upload      pinned memory to the GPU, 16 MiB at a time
+  preadv      the chunks' files into pinned buffers, by threads; no checks
+  mmap        the same from memory maps that are faulted in already
+  verified    the same through `RowArray.chunk`, checksums compared
+  stream      `stream(store, device="cuda")` by readers, verified and not
+  covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
+  compute     the same reduction over batches that are on the GPU already
+
+Gates first: every row on the GPU equals what was written, bit for bit, and the covariance equals one computed in
+fp64 without the store. Goals: stream over the lower of upload and mmap >= 0.80, covariance >= 0.75 of it.
+`--device cpu` runs everything without a GPU, to try the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modegap.engine.moments import Moments
+from modegap.engine.reduce import reduce
+from modegap.engine.stream import stream
+from modegap.stores import (
+    ActivationStore,
+    PointPlan,
+    RowArray,
+    SampleRows,
+    StorePlan,
+    aligned_empty,
+    checksum,
+)
+
+from .environment import environment
+
+WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
+"""37 different samples, each written many times; its first row also holds the sample's number."""
+CHUNK = 16 << 20
+THREADS = (1, 2, 4, 8, 12, 16)
+TOLERANCE = 3e-6
+
+
+class Rows:
+    """What the store holds, computed without it."""
+
+    def __init__(self, samples: int, device: torch.device) -> None:
+        """37 blocks of normal rows with channel means."""
+        rng = np.random.default_rng(0)
+        base = rng.standard_normal((BLOCKS * SAMPLE_ROWS, WIDTH), dtype=np.float32)
+        base *= 10 ** rng.uniform(-1, 1, WIDTH).astype(np.float32)
+        base += rng.standard_normal(WIDTH).astype(np.float32)
+        self.base = base.astype(np.float16)
+        self.samples = samples
+        self.device = torch.from_numpy(self.base).to(device)
+
+    def sample(self, index: int) -> np.ndarray:
+        """fp16 [512, d]."""
+        lo = index % BLOCKS * SAMPLE_ROWS
+        rows = self.base[lo : lo + SAMPLE_ROWS].copy()
+        rows[0, :2] = index % 2048, index // 2048
+        return rows
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start to stop, whole samples, on the device."""
+        first, last = start // SAMPLE_ROWS, stop // SAMPLE_ROWS
+        sample = torch.arange(first, last, device=self.device.device)
+        out = self.device.view(BLOCKS, SAMPLE_ROWS, WIDTH)[sample % BLOCKS]
+        out[:, 0, 0] = (sample % 2048).half()
+        out[:, 0, 1] = (sample // 2048).half()
+        return out.view(-1, WIDTH)
+
+    def blocks(self, size: int = 16384) -> Iterator[torch.Tensor]:
+        """All rows, block by block."""
+        total = self.samples * SAMPLE_ROWS
+        for lo in range(0, total, size):
+            yield self.rows(lo, min(lo + size, total))
+
+
+class Bench:
+    """One store, one device, and the report."""
+
+    def __init__(self, folder: Path, gib: float, device: str, rounds: int) -> None:
+        """Write the store."""
+        self.device = torch.device(device)
+        self.rounds = rounds
+        samples = max(int(gib * 2**30) // (4 * SAMPLE_ROWS * WIDTH * 2), 2) * 4
+        self.rows = Rows(samples, self.device)
+        self.path = folder / "gpu.zarr"
+        begin = time.perf_counter()
+        sync, os.fsync = os.fsync, lambda descriptor: None
+        try:
+            plan = StorePlan(
+                {"p": PointPlan(WIDTH, "tokens", np.full(samples, SAMPLE_ROWS))},
+                [str(i) for i in range(samples)],
+            )
+            with ActivationStore.create(self.path, plan).writer(depth=6) as writer:
+                for index in range(samples):
+                    writer.put(index, {"p": SampleRows(self.rows.sample(index))})
+        finally:
+            os.fsync = sync
+        self.write_s = time.perf_counter() - begin
+        self.store = ActivationStore.open(self.path)
+        self.array: RowArray = self.store.rows("p")
+        self.files = [self.path / f"points/p/rows/c/{k}/0" for k in range(self.array.n_chunks)]
+        self.bytes = samples * SAMPLE_ROWS * WIDTH * 2
+
+    def buffer(self) -> torch.Tensor:
+        """One chunk of pinned memory (plain memory without a GPU)."""
+        shape = (self.array.chunk_rows, WIDTH)
+        if self.device.type == "cpu":
+            return torch.from_numpy(aligned_empty(shape, np.float16))
+        return torch.empty(shape, dtype=torch.float16, pin_memory=True)
+
+    def sync(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def rate(self, run: Callable[[], int], rounds: int | None = None) -> dict[str, float]:
+        """GB/s: median, slowest and fastest of the rounds, after one that does not count."""
+        run()
+        taken = []
+        for _ in range(rounds or self.rounds):
+            self.sync()
+            begin = time.perf_counter()
+            size = run()
+            self.sync()
+            taken.append(size / (time.perf_counter() - begin) / 1e9)
+        return {"gbps": statistics.median(taken), "slowest": min(taken), "fastest": max(taken)}
+
+    def gate_rows(self) -> dict[str, Any]:
+        """Every row, verified and not, is what was written."""
+        for verify in (True, False):
+            at = 0
+            for batch in stream(self.store, "p", device=self.device, verify=verify):
+                if batch.start != at or not torch.equal(batch.x, self.rows.rows(at, batch.end)):
+                    return {"passed": False, "verify": verify, "rows": [at, batch.end]}
+                at = batch.end
+            if at != self.array.shape[0]:
+                return {"passed": False, "verify": verify, "rows_seen": at}
+        return {"passed": True, "rows": at}
+
+    def gate_covariance(self) -> dict[str, Any]:
+        """Largest |S - S64| / sqrt(S64_ii S64_jj) against fp64 over the same rows, not from the store."""
+        found = reduce(self.store, "p", Moments(), device=self.device).covariance.double()
+        total = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
+        gram = torch.zeros((WIDTH, WIDTH), dtype=torch.float64, device=self.device)
+        centre = self.rows.device.double().mean(0)
+        for block in self.rows.blocks():
+            x = block.double() - centre
+            total += x.sum(0)
+            gram.addmm_(x.T, x)
+        n = self.array.shape[0]
+        exact = (gram - torch.outer(total, total) / n) / (n - 1)
+        spread = exact.diagonal().sqrt()
+        error = float(((found - exact).abs() / torch.outer(spread, spread)).max())
+        return {"passed": error <= TOLERANCE, "error": error, "tolerance": TOLERANCE}
+
+    def upload(self) -> dict[str, float]:
+        """Pinned chunks to the device, one stream."""
+        sources = [self.buffer() for _ in range(8)]
+        target = torch.empty((8, *sources[0].shape), dtype=torch.float16, device=self.device)
+        times = max(self.bytes // CHUNK, 8)
+
+        def run() -> int:
+            for k in range(times):
+                target[k % 8].copy_(sources[k % 8], non_blocking=True)
+            return times * sources[0].nbytes
+
+        return self.rate(run)
+
+    def threaded(self, threads: int, work: Callable[[int, torch.Tensor], object]) -> dict[str, float]:
+        """Each thread reads its share of the chunks into a buffer of its own."""
+        buffers = [self.buffer() for _ in range(threads)]
+        count = min(len(self.files), threads * 128)  # 2 GiB a thread: one thread would take seconds
+
+        def part(index: int) -> None:
+            for k in range(index, count, threads):
+                work(k, buffers[index])
+
+        with ThreadPoolExecutor(threads) as pool:
+
+            def run() -> int:
+                list(pool.map(part, range(threads)))
+                return count * CHUNK
+
+            return self.rate(run)
+
+    def preadv(self, k: int, buffer: torch.Tensor) -> None:
+        """One chunk's file, not checked."""
+        descriptor = os.open(self.files[k], os.O_RDONLY)
+        try:
+            os.preadv(descriptor, [memoryview(buffer.numpy()).cast("B")], 0)
+        finally:
+            os.close(descriptor)
+
+    def mapped(self) -> Callable[[int, torch.Tensor], None]:
+        """Copies from memory maps of all files; the first copy of each faults it in."""
+        maps = []
+        for file in self.files:
+            with file.open("rb") as opened:
+                whole = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+            maps.append(np.frombuffer(whole, np.float16, CHUNK // 2).reshape(-1, WIDTH))
+
+        def copy(k: int, buffer: torch.Tensor) -> None:
+            np.copyto(buffer.numpy(), maps[k])
+
+        return copy
+
+    def streamed(self, readers: int | None, verify: bool, batch_rows: int | None = None) -> dict[str, float]:
+        """All rows to the device; nothing else is done with them."""
+
+        def run() -> int:
+            batches = stream(
+                self.store, "p", device=self.device, readers=readers, verify=verify, batch_rows=batch_rows
+            )
+            return sum(batch.x.nbytes for batch in batches)
+
+        return self.rate(run)
+
+    def covariance(self) -> dict[str, float]:
+        """What a user calls."""
+
+        def run() -> int:
+            reduce(self.store, "p", Moments(), device=self.device)
+            return self.bytes
+
+        return self.rate(run)
+
+    def compute(self) -> dict[str, float]:
+        """The reduction alone, of batches as `stream` cuts them."""
+        from modegap.engine.batch import ActivationBatch
+
+        x = self.rows.rows(0, min(16384, self.rows.samples * SAMPLE_ROWS))
+        times = max(self.bytes // x.nbytes, 1)
+
+        def run() -> int:
+            moments = Moments()
+            for k in range(times):
+                moments.update(ActivationBatch(x, k * len(x), "p"))
+            moments.finalize()
+            return times * x.nbytes
+
+        return self.rate(run)
+
+    def pinning(self) -> dict[str, float]:
+        """Milliseconds to allocate and pin 11 chunks, as torch does it and by registering huge pages."""
+        if self.device.type == "cpu":
+            return {}
+        out = {}
+        begin = time.perf_counter()
+        held = [torch.empty(CHUNK + 4096 * k, dtype=torch.uint8, pin_memory=True) for k in range(1, 12)]
+        out["torch_ms"] = (time.perf_counter() - begin) * 1e3
+        del held
+        runtime = torch.cuda.cudart()
+        begin = time.perf_counter()
+        arrays = [aligned_empty(CHUNK) for _ in range(11)]
+        for array in arrays:
+            if int(runtime.cudaHostRegister(array.ctypes.data, CHUNK, 0)) != 0:
+                return out
+        out["registered_ms"] = (time.perf_counter() - begin) * 1e3
+        for array in arrays:
+            runtime.cudaHostUnregister(array.ctypes.data)
+        return out
+
+
+def goals(report: dict[str, Any]) -> dict[str, Any]:
+    """The reference rate and what reaches which part of it."""
+    best = max(entry["gbps"] for entry in report["mmap"].values())
+    base = min(report["upload"]["gbps"], best)
+    found = {
+        "stream, verified": (report["stream"]["default"]["gbps"] / base, 0.80),
+        "stream, not verified": (report["stream, not verified"]["default"]["gbps"] / base, 0.80),
+        "covariance": (report["covariance"]["gbps"] / base, 0.75),
+    }
+    return {
+        "reference_gbps": base,
+        "limited_by": "upload" if base < best else "mmap",
+        **{
+            name: {"at_least": goal, "found": value, "met": value >= goal}
+            for name, (value, goal) in found.items()
+        },
+    }
+
+
+def machine(device: str, commit: str | None) -> dict[str, Any]:
+    """GPU, processor, memory, versions."""
+    facts = environment("cuda" if device == "cuda" else "cpu", commit)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        **facts,
+        "cpu": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "checksum": checksum.LIBRARY,
+    }
+
+
+def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The measurements in order of importance."""
+    counts = [threads for threads in THREADS if threads <= len(os.sched_getaffinity(0))]
+    yield "upload", bench.upload
+    copy = bench.mapped()
+    yield "mmap", lambda: {str(t): bench.threaded(t, copy) for t in counts}
+    yield "stream", lambda: {"default": bench.streamed(None, True)}
+    yield "stream, not verified", lambda: {"default": bench.streamed(None, False)}
+    yield "covariance", bench.covariance
+    yield "compute", bench.compute
+    yield "preadv", lambda: {str(t): bench.threaded(t, bench.preadv) for t in counts}
+    yield (
+        "verified",
+        lambda: {
+            str(t): bench.threaded(t, lambda k, out: bench.array.chunk(k, out.numpy(), threads=1))
+            for t in counts
+        },
+    )
+    yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}
+    sizes = (2048, 4096, 8192, 16384, 32768)
+    yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
+    yield "pinning", bench.pinning
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for store_gpu.json")
+    parser.add_argument("--dir", type=Path, help="where the store goes (default: /dev/shm, or what has room)")
+    parser.add_argument("--gib", type=float, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--seconds", type=float, default=140, help="no further measurement begins after these"
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--commit", help="what the checkout is, where git cannot tell")
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
+    options.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"machine": machine(options.device, options.commit), "rounds": options.rounds}
+
+    def save() -> None:
+        (options.out / "store_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(dir=options.dir or _roomy(options.gib)) as name:
+        bench = Bench(Path(name), options.gib, options.device, options.rounds)
+        report |= {"folder": str(Path(name).parent), "bytes": bench.bytes, "write_s": bench.write_s}
+        report["gates"] = {"rows": bench.gate_rows(), "covariance": bench.gate_covariance()}
+        print(json.dumps(report), flush=True)
+        save()
+        if not all(gate["passed"] for gate in report["gates"].values()):
+            return 1
+        for step, run in steps(bench):
+            if time.monotonic() > end:
+                report.setdefault("skipped", []).append(step)
+                continue
+            try:
+                report[step] = run()
+            except Exception:  # the rest is still worth having
+                report.setdefault("failed", {})[step] = traceback.format_exc()
+            print(step, json.dumps(report.get(step, "failed")), flush=True)
+            save()
+    try:
+        report["goals"] = goals(report)
+    except KeyError as missing:
+        report["goals"] = f"not known: {missing} was not measured"
+    print("goals", json.dumps(report["goals"]), flush=True)
+    save()
+    return 1 if report.get("failed") else 0
+
+
+def _roomy(gib: float) -> str | None:
+    for place in ("/dev/shm", None):
+        folder = place or tempfile.gettempdir()
+        if Path(folder).is_dir() and shutil.disk_usage(folder).free > gib * 1.1 * 2**30:
+            return place
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

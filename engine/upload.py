@@ -1,0 +1,134 @@
+"""Copies from the host to a device behind the back of the threads that read: streams, events, pinned memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+
+_cuda: Any = torch.cuda  # its stubs leave streams and events untyped
+
+
+class Done(Protocol):
+    """A point in a device's work."""
+
+    def query(self) -> bool:
+        """Whether the device has come as far."""
+
+    def synchronize(self) -> None:
+        """Return when the device has come as far."""
+
+
+class Copies(Protocol):
+    """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream."""
+
+    def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that the device can copy from by itself."""
+
+    def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory on the device."""
+
+    def lane(self) -> Any:
+        """A new order of copies."""
+
+    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
+        """Start a copy after the lane's earlier ones, and return its end."""
+
+    def mark(self) -> Done:
+        """Where the work is that the calling thread has given to the device."""
+
+    def hold(self, lane: Any, point: Done) -> None:
+        """Let the lane's next copies wait for a `mark`."""
+
+    def follow(self, lane: Any, target: torch.Tensor) -> None:
+        """Let the calling thread's next work on `target` wait for all copies of the lane."""
+
+    def finish(self, lane: Any) -> None:
+        """Return when all copies of the lane have ended."""
+
+
+class CudaCopies:
+    """`Copies` on an NVIDIA GPU: a lane is a stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Copies to `device`."""
+        self._device = device
+
+    def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Page-locked memory; torch keeps what is freed for the next stream."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory on the GPU."""
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+    def lane(self) -> Any:
+        """A stream."""
+        return _cuda.Stream(self._device)
+
+    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
+        """One asynchronous copy from a thread that does nothing else on the GPU: its stream is left set.
+
+        The event lets a waiting thread sleep, not spin.
+        """
+        done: Any = _cuda.Event(blocking=True)
+        _cuda.set_stream(lane)
+        target.copy_(source, non_blocking=True)
+        done.record(lane)
+        return cast("Done", done)
+
+    def mark(self) -> Done:
+        """An event on the current stream."""
+        point: Done = _cuda.current_stream(self._device).record_event()
+        return point
+
+    def hold(self, lane: Any, point: Done) -> None:
+        """The stream waits, not the host."""
+        lane.wait_event(point)
+
+    def follow(self, lane: Any, target: torch.Tensor) -> None:
+        """The current stream waits; the memory of `target` is not reused before its work has ended."""
+        current = _cuda.current_stream(self._device)
+        current.wait_stream(lane)
+        target.record_stream(current)
+
+    def finish(self, lane: Any) -> None:
+        """Wait for the stream."""
+        lane.synchronize()
+
+
+class Staging:
+    """Host buffers on the way to a device, reused as soon as their copy has ended; safe from several threads."""
+
+    def __init__(self, count: int, make: Callable[[], torch.Tensor]) -> None:
+        """At most `count` buffers, each made when there is no other."""
+        self._make = make
+        self._unmade = count
+        self._lock = threading.Lock()
+        self._free: queue.SimpleQueue[tuple[torch.Tensor, Done | None]] = queue.SimpleQueue()
+
+    def take(self) -> torch.Tensor:
+        """A buffer that may be overwritten; waits until there is one, and for its last copy.
+
+        Whoever holds one gives it back without waiting for another, so that this always ends.
+        """
+        try:
+            buffer, copied = self._free.get_nowait()
+        except queue.Empty:
+            with self._lock:
+                make = self._unmade > 0
+                self._unmade -= make
+            if make:
+                return self._make()
+            buffer, copied = self._free.get()
+        # To ask costs nothing; to wait hands over the interpreter's lock, which costs 75 us among 12 readers.
+        if copied is not None and not copied.query():
+            copied.synchronize()
+        return buffer
+
+    def give_back(self, buffer: torch.Tensor, copied: Done | None) -> None:
+        """Return a buffer; `copied` is the end of the copy from it, None where there is none."""
+        self._free.put((buffer, copied))

@@ -1,0 +1,86 @@
+"""Committing to an object store: objects appear whole, so there is nothing to stage, rename or sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from .commits import CommitLog, CommitRecord
+from .errors import StoreBusyError
+from .publishing import Publisher
+from .remote import Place, RemotePath, local
+
+Staged = tuple[Path, bool] | None
+
+
+class Publishing(Protocol):
+    """What puts a chunk, and then its commit record, where they belong."""
+
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
+        """Store a chunk's content; return what `publish` needs of it."""
+
+    def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
+        """Return once the chunk and its commit record are in place."""
+
+
+class LocalPublisher:
+    """Temporary files, renames and shared syncs: see `Publisher`."""
+
+    def __init__(self) -> None:
+        """Start with nothing waiting."""
+        self._publisher = Publisher()
+
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
+        """Write a chunk to a synced temporary file.
+
+        Raises:
+            OSError: the disk is full, read-only or broken.
+        """
+        return self._publisher.stage_chunk(local(file), parts, nbytes)
+
+    def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
+        """Return once the chunk and its commit record are in place and on the disk.
+
+        Raises:
+            StoreBusyError: another writer has committed the chunk.
+            OSError: the disk is full, read-only or broken.
+        """
+        assert staged is not None
+        self._publisher.publish(chunk, local(file), staged, log, record)
+
+
+class ObjectPublisher:
+    """Exclusively created objects: the chunk, then its record.
+
+    A chunk that is there and not committed was left by a writer that is gone; the next one removes it before
+    it begins, when its claim keeps all others out.
+    """
+
+    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
+        """Create the object of a chunk.
+
+        Raises:
+            StoreBusyError: another writer has made it meanwhile.
+            OSError: the server does not answer.
+        """
+        assert isinstance(file, RemotePath)
+        try:
+            file.create(b"".join(parts))
+        except FileExistsError:
+            raise StoreBusyError(f"{file} has just been written by another writer: resume to go on") from None
+        return None
+
+    def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
+        """Create the commit record.
+
+        Raises:
+            StoreBusyError: another writer has committed the chunk.
+            OSError: the server does not answer.
+        """
+        log.publish(chunk, record)
+
+
+def publisher_for(root: Place) -> Publishing:
+    """Return what commits chunks of the store at `root`."""
+    return ObjectPublisher() if isinstance(root, RemotePath) else LocalPublisher()

@@ -119,11 +119,16 @@ def dots(a: torch.Tensor, b: torch.Tensor) -> float:
     this one by 1e-7.
     """
     left, right = a.numpy().reshape(-1), b.numpy().reshape(-1)
-    whole = len(left) // _DOT * _DOT
+    rest = len(left) % _DOT
     with np.errstate(over="ignore", invalid="ignore"):  # callers look at what comes back
-        sums = np.matmul(left[:whole].reshape(-1, 1, _DOT), right[:whole].reshape(-1, _DOT, 1))
-        rest = np.dot(left[whole:], right[whole:]) if whole < len(left) else 0.0
-    return float(sums.sum(dtype=np.float64)) + float(rest)
+        total = float(np.dot(left[len(left) - rest :], right[len(left) - rest :])) if rest else 0.0
+        if rest < len(left):
+            whole = len(left) // _DOT
+            sums = np.matmul(
+                left[: whole * _DOT].reshape(whole, 1, _DOT), right[: whole * _DOT].reshape(whole, _DOT, 1)
+            )
+            total += float(sums.sum(dtype=np.float64))
+    return total
 
 
 def linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -193,7 +198,7 @@ def add_products(
 def add_wide(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *, lower: bool) -> None:
     """out += left' right in fp64, by tiles.
 
-    As fast as DSYRK and DGEMM in BLAS's own threads, which spin for 26 ms after a call: beside them, the
+    As fast as DSYRK and DGEMM in BLAS's own threads, which spin for up to 0.1 s after a call: beside them, the
     operations between two updates wait for a processor.
 
     Args:

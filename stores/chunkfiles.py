@@ -20,6 +20,7 @@ from .zarrjson import BLOSC, ArraySpec
 
 _MISSING = 2**64 - 1
 _ENTRY = 16
+_BLOSC_OVERHEAD = 16
 
 
 class Encoded:
@@ -183,6 +184,8 @@ def _read_rows(
         content[:] = bytes(len(content))
         return crc32c(content)
     if spec.compressed:
+        if nbytes > len(content) + _BLOSC_OVERHEAD + TRAILER:
+            return f"it has {nbytes} bytes, more than its rows take uncompressed"
         data = handle.read_range(offset, nbytes)
         packed = data[:-TRAILER]
         if trailer(crc32c(packed)) != data[-TRAILER:]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .durable import sync_file, sync_folder, temporary
 from .errors import StoreError, disk_error
 from .layout import HEADER_COPY, Header, columns_of, parse_header, skeleton
+from .leftovers import refuse_link
 from .plan import StorePlan
 from .remote import Place, RemotePath, small_content
 from .zarrjson import METADATA
@@ -75,6 +76,26 @@ def _write(root: Path, plan: StorePlan, header: Header) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(_sync, files))
         list(pool.map(sync_folder, [Path(folder) for folder, _, _ in os.walk(root)]))
+
+
+def refuse_links(root: Place, header: Header) -> None:
+    """Return if no folder of a store that is to be written is a link, which would take the writing elsewhere.
+
+    Raises:
+        StoreError: one is.
+    """
+    if isinstance(root, RemotePath):
+        return
+    paths = {"_owner", *(place for array in header.arrays() for place in _places(array.spec.path))}
+    paths |= {f"samples/{name}" for name in ("id", *header.plan["labels"])}
+    paths |= {f"points/{name}/{column}" for name in header.points() for column in ("start", "length")}
+    parents = {"/".join(path.split("/")[:depth]) for path in paths for depth in range(1, path.count("/") + 2)}
+    for path in sorted(parents):
+        refuse_link(root / path)
+
+
+def _places(path: str) -> tuple[str, str]:
+    return f"{path}/c", f"_commit/{path}"
 
 
 def make_folders(root: Path, header: Header) -> None:

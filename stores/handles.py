@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -93,8 +95,11 @@ def opened(file: Place | str) -> Iterator[Handle]:
     if isinstance(file, RemotePath):
         yield _Remote(file)
         return
-    descriptor = os.open(file, os.O_RDONLY)
+    # A pipe in a store from elsewhere must not make its reader wait for ever.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file")
         yield _Local(descriptor)
     finally:
         os.close(descriptor)

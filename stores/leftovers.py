@@ -63,26 +63,22 @@ def remove_leftovers(root: Place, log: CommitLog, owned: np.ndarray, wanted: np.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda chunk: spec.chunk_file(root, chunk).unlink(missing_ok=True), stale))
         return
-    _refuse_links(root, spec)
     _remove_temporaries(local(log.folder), owned)
     if len(spec.shape) == 1:
         _remove_temporaries(spec.chunk_file(root, 0).parent, owned)
     else:
         for chunk in np.flatnonzero(wanted).tolist():
             folder = spec.chunk_file(root, chunk).parent
-            _refuse_link(folder)
+            refuse_link(folder)
             _remove_temporaries(folder, None)
 
 
-def _refuse_links(root: Path, spec: ArraySpec) -> None:
-    for path in (f"{spec.path}/c", f"_commit/{spec.path}"):
-        folder = root
-        for part in path.split("/"):
-            folder /= part
-            _refuse_link(folder)
+def refuse_link(folder: Path) -> None:
+    """Return if a folder is one, or is not there yet.
 
-
-def _refuse_link(folder: Path) -> None:
+    Raises:
+        StoreError: it is a link or a file.
+    """
     try:
         mode = folder.lstat().st_mode
     except FileNotFoundError:

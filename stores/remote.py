@@ -251,7 +251,7 @@ def small_content(place: Place, limit: int) -> bytes:
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         raise ValueError(f"it is no ordinary file of at most {limit} bytes")
     with place.open("rb") as file:
-        return file.read(limit)
+        return file.read(status.st_size)
 
 
 def writable(place: P) -> P:

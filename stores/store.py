@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from .commits import CommitLog
-from .creation import build, make_folders, occupied
+from .creation import build, make_folders, occupied, refuse_links
 from .errors import DamagedChunkError, StoreError, disk_error, unknown_name
 from .labels import LabelColumn, read_label, starts_of
 from .layout import (
@@ -90,6 +90,7 @@ class ActivationStore:
             )
         try:
             # The plan says what the metadata were, so damage to them ends here.
+            refuse_links(root, header)
             complete_skeleton(root, header, plan)
             if not isinstance(root, RemotePath):
                 make_folders(root, header)
@@ -113,7 +114,7 @@ class ActivationStore:
             raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
         root = place_of(path)
         if mode == "r+":
-            read_header(root)
+            refuse_links(root, read_header(root))
             writable(root)
         return cls(root, read_header(root), mode)
 

@@ -108,7 +108,7 @@ def _supremum(kept: Sequence[tuple[Float, NDArray[np.bool_]]]) -> tuple[float, f
     grid = np.linspace(-3, 3, 25)
     found = [loss(power) for power in grid]
     at = int(np.argmin(found))
-    low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
+    low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])
     refined = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
     value, power = min((float(refined.fun), float(refined.x)), (found[at], float(grid[at])))
-    return -value, 10.0**power
+    return (-value, 10.0**power) if value < 0 else (0.0, 10.0 ** grid[0])  # 0 is the limit of a small scale

@@ -11,24 +11,26 @@ if TYPE_CHECKING:
 
 
 def accuracy_chart(result: ProbeResult) -> Any:
-    """Altair layers: lines, points and error bars of the accuracy, and chance as dashes."""
+    """Altair layers: lines, points and intervals of the accuracy, and chance as dashes."""
     import altair as alt
 
+    level = result.config.level
     values = [
         {
             "point": cell.point,
             "label": cell.label,
             "accuracy": cell.accuracy,
             "std": cell.accuracy_std,
-            "low": cell.accuracy - (cell.accuracy_std or 0),
-            "high": cell.accuracy + (cell.accuracy_std or 0),
+            "low": ends[0],
+            "high": ends[1],
+            "information": cell.information,
             "f1": cell.macro_f1,
             "chance": cell.chance,
             "classes": cell.classes,
             "n": cell.n,
         }
         for cell in result.cells
-        if cell.accuracy is not None
+        if cell.accuracy is not None and (ends := cell.interval(level)) is not None
     ]
     data = inline(values)
     x = alt.X("point:N", sort=list(result.points), title=None, axis=alt.Axis(labelAngle=-20))
@@ -37,7 +39,10 @@ def accuracy_chart(result: ProbeResult) -> Any:
         alt.Tooltip("label:N"),
         alt.Tooltip("point:N", title="hook point"),
         alt.Tooltip("accuracy:Q", format=".3f"),
+        alt.Tooltip("low:Q", format=".3f"),
+        alt.Tooltip("high:Q", format=".3f"),
         alt.Tooltip("std:Q", title="std over seeds", format=".3f"),
+        alt.Tooltip("information:Q", title="information (nats)", format=".3f"),
         alt.Tooltip("f1:Q", title="macro F1", format=".3f"),
         alt.Tooltip("chance:Q", format=".3f"),
         alt.Tooltip("classes:Q"),

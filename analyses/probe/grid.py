@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modegap.analyses.result import with_options
-from modegap.engine.certificate import Certificate
+from modegap.engine.certificate import Certificate, path_facts
+from modegap.kernels import KernelPath
 from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
 
+from .calibration import entropy
 from .config import ProbeConfig
-from .fit import fit_cell
+from .fit import CellFit, Labelled, fit_point
 from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
+from .splits import Codes
 
 LEXICAL = "lexical"
+SAMPLES = "samples"
+"""The control task that shuffles the classes over the samples."""
 _TEXTS = ("text", "transcript", "caption", "question")
 
 
@@ -36,9 +41,9 @@ def probe(
 ) -> ProbeResult:
     """Linear probes of every label at every hook point, on pooled rows.
 
-    A label that cannot be probed (one class, too few samples) leaves a message in its cells and the rest goes
-    on. One hook point's rows are held at a time, as float32 [samples, d], with one z-scored copy a running
-    seed. A store whose extraction is not finished is probed up to its first incomplete sample.
+    A label that cannot be probed (one class, too few samples, rows that are not finite) leaves a message in its
+    cells and the rest goes on. One hook point's rows are held at a time, as float32 [samples, d]; see `fit_point`
+    for the working memory. A store whose extraction is not finished is probed up to its first incomplete sample.
 
     Args:
         store: a store with pooled rows, or its path.
@@ -48,7 +53,7 @@ def probe(
         progress: called as `progress(done, total)` after every cell.
 
     Raises:
-        ValueError: unknown options.
+        ValueError: unknown options, or no such device.
         StoreError: an unknown hook point or label, or a point without pooled rows.
     """
     given = {"points": points, "labels": labels}
@@ -58,22 +63,27 @@ def probe(
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     names = _points(store, config.points)
     classes = {label: label_classes(store, label) for label in label_names(store, config.labels)}
-    groups = _groups(store, config.group)
+    groups = _column(store, config.group)
+    kinds = _column(store, None if config.control == SAMPLES else config.control)
+    _check_device(config.device)
     count = store.rows(names[0], "pooled").n_valid_rows
     if count == 0:
         raise StoreError("the store has no complete sample yet: resume its extraction, then probe")
     cells: dict[tuple[str, str], Cell] = {}
+    paths: list[KernelPath] = []
     for point in names:
         x = store.rows(point, "pooled").read(
             0, count, np.empty((count, store.points[point].width), np.float32)
         )
-        for label, found in classes.items():
-            cells[point, label] = _cell(x, point, label, found, config, groups)
+        for label, cell, fit in _point(x, point, classes, config, groups, kinds):
+            cells[point, label] = cell
+            if fit is not None:
+                paths.append(KernelPath("probe", fit.solver, fit.why))
             if progress is not None:
                 progress(len(cells), len(names) * len(classes))
     certificate = Certificate(
         mode="float32",
-        kernel_paths={},
+        kernel_paths=path_facts(paths),
         count=count,
         width=max(store.points[point].width for point in names),
         store_hashes={"store": store.content_hash()},
@@ -85,37 +95,87 @@ def probe(
         tuple(classes),
         ordered,
         certificate,
+        pool=str(store.provenance.get("pool", "all")),
     )
 
 
-def _cell(
+def _point(
     x: NDArray[np.float32],
     point: str,
+    classes: Mapping[str, Classes],
+    config: ProbeConfig,
+    groups: Codes | None,
+    kinds: Codes | None,
+) -> Iterator[tuple[str, Cell, CellFit | None]]:
+    """(label, cell, fit or None where there is a message) of every label at a hook point."""
+    found: dict[str, tuple[Labelled, tuple[str, ...]]] = {}
+    finite = bool(np.isfinite(x.sum(axis=0, dtype=np.float64)).all())
+    for label, known in classes.items():
+        try:
+            found[label] = _labelled(x, label, known, config, groups, kinds, finite=finite)
+        except LabelProblem as problem:
+            yield label, Cell(point, label, message=str(problem), notes=known.notes), None
+    fits = fit_point(x, [cell for cell, _ in found.values()], config)
+    for (label, (cell, notes)), fit in zip(found.items(), fits, strict=True):
+        yield label, _cell(point, label, cell, notes, fit, config), fit
+
+
+def _labelled(
+    x: NDArray[np.float32],
     label: str,
     classes: Classes,
     config: ProbeConfig,
-    groups: NDArray[np.int64] | None,
+    groups: Codes | None,
+    kinds: Codes | None,
+    *,
+    finite: bool,
+) -> tuple[Labelled, tuple[str, ...]]:
+    keep, codes, notes = usable(replace(classes, codes=classes.codes[: len(x)]), config.test_fraction)
+    if groups is not None and label != config.group:
+        check_groups(codes, groups[keep], config.test_fraction)
+    elif groups is not None:
+        raise LabelProblem("it is the group that no split divides, so no probe of it can be tested")
+    if kinds is not None and label == config.control:
+        raise LabelProblem("it is the column of the control task, whose random classes would be its own")
+    if not finite and (bad := int((~np.isfinite(x[keep]).all(axis=0)).sum())):
+        raise LabelProblem(f"{bad} of {x.shape[1]} channels hold NaN or infinities: run `modegap verify`")
+    if groups is not None:
+        groups = groups[keep]
+    return Labelled(keep, codes, groups, None if kinds is None else kinds[keep]), notes
+
+
+def _cell(
+    point: str, label: str, of: Labelled, notes: tuple[str, ...], fit: CellFit, config: ProbeConfig
 ) -> Cell:
-    known = replace(classes, codes=classes.codes[: len(x)])
-    try:
-        keep, codes, notes = usable(known, config.test_fraction)
-        if groups is not None and label != config.group:
-            check_groups(codes, groups[keep], config.test_fraction)
-        elif groups is not None:
-            raise LabelProblem("it is the group that no split divides, so no probe of it can be tested")
-    except LabelProblem as problem:
-        return Cell(point, label, message=str(problem), notes=classes.notes)
-    scores = fit_cell(x[keep], codes, config, None if groups is None else groups[keep])
-    stopped = sum(not score.converged for score in scores)
+    stopped = sum(not score.converged for score in fit.scores)
     if stopped:
         notes = (
             *notes,
-            f"{stopped} of {len(scores)} fits at {point} stopped at {config.iterations} iterations",
+            f"{stopped} of {len(fit.scores)} fits at {point} stopped at {config.iterations} iterations",
         )
-    counts = np.bincount(codes)
+    counts = np.bincount(of.codes)
     return Cell(
-        point, label, len(codes), len(counts), float(counts.max() / len(codes)), tuple(scores), notes=notes
+        point,
+        label,
+        len(of.codes),
+        len(counts),
+        float(counts.max() / len(of.codes)),
+        fit.scores,
+        notes=notes,
+        entropy=entropy(of.codes),
+        solver=fit.solver,
     )
+
+
+def _check_device(device: str | None) -> None:
+    if device is None or device.startswith("cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: got {device!r}, which cannot be used here ({error}); use 'cpu'") from None
 
 
 def _points(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
@@ -158,12 +218,12 @@ def label_names(store: ActivationStore, wanted: Sequence[str] | None) -> list[st
     return list(dict.fromkeys(wanted or known))
 
 
-def _groups(store: ActivationStore, label: str | None) -> NDArray[np.int64] | None:
-    """Group of every sample; a missing value is a group of its own."""
+def _column(store: ActivationStore, label: str | None) -> Codes | None:
+    """Number of every sample's value in a column; a missing value is one of its own."""
     if label is None:
         return None
     if label not in store.labels:
-        raise StoreError(unknown_name("group label", label, store.labels))
+        raise StoreError(unknown_name("label", label, store.labels))
     codes = categories(store.labels[label].values).codes
     alone = np.flatnonzero(codes < 0)
     codes[alone] = codes.max(initial=-1) + 1 + np.arange(len(alone))

@@ -13,7 +13,7 @@ from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.loading import load
 from modegap.engine.models.points import HookPoint
-from modegap.engine.replay.items import runs
+from modegap.engine.replay.items import layout_of
 
 from .capturer import Capturer
 from .config import ExtractConfig
@@ -178,9 +178,7 @@ class _Run:
             target=self.config.target,
             prompt=self.config.prompt,
         )
-        index, sample = part[0]
-        tokens = self.loaded.collator.collate([sample], prompt=self.config.prompt).tensors["input_ids"][0]
-        self._layout = {"sample": index, "runs": runs(tokens.tolist())}
+        self._layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)
         return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
 
     def _collate(self, samples: Sequence[Sample]) -> Inputs:

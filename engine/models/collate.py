@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +108,7 @@ class Collator:
             media_token = int(self.tokenizer.convert_tokens_to_ids(str(token)))
         self.media_token = media_token
         self.max_positions = max_positions
+        self._nested = False
         pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         self.pad_id = int(next(token for token in pads if token is not None))
         self.side: str = getattr(self.tokenizer, "padding_side", "right")
@@ -240,8 +242,10 @@ class Collator:
         asked = [sample.prompt if sample.prompt is not None else prompt for sample in samples]
         prompts = [self.style.render(self.processor, question) for question in asked]
         media = media_arguments(self.processor, samples, self.modality)
+        if self._prefix and all(prompt.startswith(str(self.tokenizer.bos_token)) for prompt in prompts):
+            media["add_special_tokens"] = False  # chat templates write the first token themselves
         try:
-            made = dict(self.processor(text=prompts, padding=True, return_tensors="pt", **media))
+            made = self._process(prompts, media)
         except (ValueError, TypeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EngineError(
@@ -264,6 +268,31 @@ class Collator:
             if isinstance(value, torch.Tensor) and name not in follow
         }
         return rows, extra, follow
+
+    def _process(self, prompts: list[str], media: dict[str, Any]) -> dict[str, Any]:
+        """The processor's output; some families want a list of images for each sample."""
+        one_list = {"text": prompts, "return_tensors": "pt", **self._padding(), **media}
+        nested = {**one_list, "images": [[image] for image in media.get("images", ())]}
+        if self._nested:
+            return dict(self.processor(**nested))
+        try:
+            return dict(self.processor(**one_list))
+        except (ValueError, TypeError) as error:
+            if self.modality != "image":
+                raise
+            try:
+                found = dict(self.processor(**nested))
+            except (ValueError, TypeError):
+                raise error from None
+            self._nested = True
+            return found
+
+    def _padding(self) -> dict[str, Any]:
+        """Pads the text; a sound keeps the length that its encoder was made for."""
+        known = inspect.signature(type(self.processor).__call__).parameters
+        if self.modality == "image" or "padding" in known:
+            return {"padding": True}
+        return {"text_kwargs": {"padding": True}}
 
     def _check(
         self, samples: Sequence[Sample], rows: list[list[int]], starts: list[int], target: bool

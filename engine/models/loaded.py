@@ -129,11 +129,6 @@ class LoadedModel:
             options.setdefault("use_cache", False)
         return self.model(**inputs.tensors, **options)
 
-    @property
-    def parameters(self) -> tuple[frozenset[str], bool]:
-        """Names that the model's forward takes, and whether it takes any other."""
-        return self._parameters()
-
     def _parameters(self) -> tuple[frozenset[str], bool]:
         """Names that the forward takes, and whether it takes any other; a PEFT wrapper's own says nothing."""
         base = getattr(self.model, "get_base_model", lambda: self.model)()

@@ -145,14 +145,14 @@ def adopt(
         EngineError: no decoder found and no `points` given; a module path that does not exist; no tokenizer.
     """
     config = getattr(model, "config", None)
+    modality = modality_of_processor(processor)
     try:
-        structure = read_structure(model)
+        structure = read_structure(model, modality)
     except EngineError:
         if not points:
             raise
         structure = None
     family = str(getattr(config, "model_type", type(model).__name__))
-    modality = modality_of_processor(processor)
     collator = Collator(
         processor, media_token=_media_token(config, modality), max_positions=_max_positions(config)
     )

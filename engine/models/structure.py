@@ -18,6 +18,14 @@ from modegap.engine.errors import EngineError
 ADAPTER_NAMES = re.compile(
     r"projector|projection|connector|adapter|adaptor|merger|aligner|resampler|perceiver"
 )
+# What the parts of models with several encoders are called.
+MODALITY_NAMES = {
+    "image": re.compile(r"vision|visual|image|img"),
+    "audio": re.compile(r"audio|speech|sound|acoustic"),
+}
+FINAL_NORMS = re.compile(r"norm|norm_f|ln_f|final.*|last.*")
+# BART's norm of the embeddings and Gemma's of a second table are registered after the layers too.
+OTHER_NORMS = re.compile(r"layernorm_embedding|per_layer.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +60,12 @@ class Structure:
     why: dict[str, str]
 
 
-def read_structure(model: nn.Module) -> Structure:
+def read_structure(model: nn.Module, modality: str | None = None) -> Structure:
     """The parts of a causal language model, with or without a modality encoder.
+
+    Args:
+        model: the model.
+        modality: `image` or `audio`: which encoder of several is meant; the largest unless given.
 
     Raises:
         EngineError: no decoder stack was found.
@@ -69,14 +81,16 @@ def read_structure(model: nn.Module) -> Structure:
     reasons["norm"] = (
         "last norm of the decoder after its layers" if norm else "no final norm: the decoder's output"
     )
-    encoder = _encoder(model, decoder, [path for path in stacks if not _inside(path, decoder)])
+    names = MODALITY_NAMES.get(modality or "")
+    encoder = _encoder(model, decoder, [path for path in stacks if not _inside(path, decoder)], names)
     adapter = None
     if encoder is not None:
         reasons["encoder"] = (
             f"largest stack of {len(_stack_in(model, encoder, stacks))} layers outside the decoder"
+            + (f", of those named like {modality}" if names is not None and names.search(encoder) else "")
         )
         head = _output_embeddings(model)
-        adapter, reasons["adapter"] = _adapter(model, decoder, encoder, head, width, stacks)
+        adapter, reasons["adapter"] = _adapter(model, decoder, encoder, head, width, stacks, names)
     entry = _entry(model, decoder, layers, encoder, adapter, width)
     if entry is not None:
         reasons["entry"] = entry[1]
@@ -91,7 +105,7 @@ def read_structure(model: nn.Module) -> Structure:
         adapter=adapter,
         entry=entry[0] if entry is not None else None,
         crossed=any(
-            "crossattention" in type(part).__name__.lower() for part in model.get_submodule(layers).modules()
+            "crossattention" in type(part).__name__.lower() for part in model.get_submodule(decoder).modules()
         ),
         why=reasons,
     )
@@ -167,10 +181,11 @@ def _decoder(
     return _parent(_largest(model, within)), "largest stack of layers in get_decoder()"
 
 
-def _encoder(model: nn.Module, decoder: str, stacks: list[str]) -> str | None:
+def _encoder(model: nn.Module, decoder: str, stacks: list[str], names: re.Pattern[str] | None) -> str | None:
     if not stacks:
         return None
-    path = _largest(model, stacks)
+    named = [path for path in stacks if names is not None and names.search(path.lower())]
+    path = _largest(model, named or stacks)
     # climb while the parent still is beside the decoder, not above it
     while _parent(path) != path and not _inside(decoder, _parent(path)):
         path = _parent(path)
@@ -178,29 +193,43 @@ def _encoder(model: nn.Module, decoder: str, stacks: list[str]) -> str | None:
 
 
 def _adapter(
-    model: nn.Module, decoder: str, encoder: str, head: nn.Module | None, width: int, stacks: list[str]
+    model: nn.Module,
+    decoder: str,
+    encoder: str,
+    head: nn.Module | None,
+    width: int,
+    stacks: list[str],
+    names: re.Pattern[str] | None,
 ) -> tuple[str | None, str]:
-    outside, inside = [], []
+    groups: dict[str, list[tuple[str, bool]]] = {"named": [], "child": [], "beside": []}
     for path, module in model.named_modules():
-        named = bool(
-            ADAPTER_NAMES.search(path.lower()) or ADAPTER_NAMES.search(type(module).__name__.lower())
-        )
+        kind = type(module).__name__.lower()
+        named = bool(ADAPTER_NAMES.search(path.lower()) or ADAPTER_NAMES.search(kind))
         if path == "" or module is head or not _has_matrix(module) or not _puts_out(module, width):
             continue
         if _inside(path, decoder) or _inside(decoder, path) or path == encoder or _inside(encoder, path):
             continue
-        if _inside(path, encoder):  # Qwen2-VL's merger is a child of its encoder
-            if named and not any(_inside(path, stack) or _inside(stack, path) for stack in stacks):
-                inside.append((path, True))
-        else:
-            outside.append((path, named))
-    for found, reason in ((outside, "beside"), (inside, "a child of")):
+        ours = names is not None and bool(names.search(path.lower()) or names.search(kind))
+        others = [other for other in MODALITY_NAMES.values() if names is not None and other is not names]
+        if not ours and any(other.search(path.lower()) for other in others):
+            continue
+        if _inside(path, encoder):  # Qwen2-VL's merger is a child of its encoder, Qwen2.5-Omni's is `proj`
+            last = _parent(path) == encoder and path.rpartition(".")[2].startswith("proj")
+            apart = not any(_inside(path, stack) or _inside(stack, path) for stack in stacks)
+            if (named or last) and apart:
+                groups["child"].append((path, ours))
+        elif named:
+            groups["named"].append((path, ours))
+        elif not any(_inside(stack, path) for stack in stacks):  # not the encoder of another modality
+            groups["beside"].append((path, ours))
+    for group, found in groups.items():
         top = [
-            (path, named) for path, named in found if not any(_inside(path, p) for p, _ in found if p != path)
+            (path, ours) for path, ours in found if not any(_inside(path, p) for p, _ in found if p != path)
         ]
         if top:
             path = max(top, key=lambda item: (item[1], _size(model.get_submodule(item[0]))))[0]
-            return path, f"puts out the decoder's width ({width}), {reason} the encoder"
+            where = "a child of" if group == "child" else "beside"
+            return path, f"puts out the decoder's width ({width}), {where} the encoder"
     return None, "no module outside decoder and encoder puts out the decoder's width"
 
 
@@ -224,12 +253,15 @@ def _entry(
 
 
 def _final_norm(decoder: nn.Module, layers: str) -> str | None:
-    after, seen = None, False
+    after, seen = [], False
     for name, module in decoder.named_children():
         seen = seen or name == layers
-        if seen and "norm" in type(module).__name__.lower() and hasattr(module, "weight"):
-            after = name
-    return after
+        norm = "norm" in type(module).__name__.lower() and hasattr(module, "weight")
+        if seen and norm and not OTHER_NORMS.fullmatch(name):
+            after.append(name)
+    usual = [name for name in after if FINAL_NORMS.fullmatch(name)]
+    found = usual or after
+    return found[-1] if found else None
 
 
 def _stack_in(model: nn.Module, top: str, stacks: list[str]) -> list[nn.Module]:

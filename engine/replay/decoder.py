@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,30 +57,24 @@ class Decoder:
         """Finds embedding and head.
 
         Raises:
-            EngineError: the model has no head, does not take embeddings, or treats the positions of media in a way
-                of its own.
+            EngineError: the model has no head, does not take embeddings, or its decoder needs more than the rows.
         """
         self.loaded = loaded
+        entry = loaded.replay
+        if entry is not None and entry.unsupported is not None and loaded.modality != "text":
+            raise EngineError(
+                f"{loaded.name} cannot be replayed from stored rows: {entry.unsupported}; run the whole model on its "
+                "media instead"
+            )
         model: Any = loaded.model
-        self.model = model
-        head: Any = getattr(self.model, "get_output_embeddings", lambda: None)()
+        head: Any = getattr(model, "get_output_embeddings", lambda: None)()
         if not isinstance(head, nn.Module):
             raise EngineError(
                 f"{loaded.name} has no language model head to score with; load the ...ForCausalLM class"
             )
         self.head = head
-        if "inputs_embeds" not in loaded.parameters[0]:
-            raise EngineError(
-                f"{type(self.model).__name__} does not take inputs_embeds, so stored rows cannot be fed to its "
-                "decoder; run the whole model on its media instead (modegap ablate --dataset ...)"
-            )
-        if loaded.modality != "text" and (loaded.many_axes or "token_type_ids" in loaded.parameters[0]):
-            raise EngineError(
-                f"{type(self.model).__name__} gives its media positions or attention of their own (several position "
-                "axes, or attention in both directions), which stored rows alone do not tell; run the whole model "
-                "on its media instead"
-            )
-        self.embedding = self.model.get_input_embeddings()
+        self.model = _speaker(model, None if entry is None else entry.decoder)
+        self.embedding = model.get_input_embeddings()
         self._caches: dict[bytes, list[tuple[torch.Tensor, torch.Tensor]] | None] = {}
 
     @property
@@ -109,6 +104,8 @@ class Decoder:
         at_row, at_position = [], []
         for row, item in enumerate(items):
             tokens[row, : len(item) - cut] = torch.from_numpy(item.tokens[cut:])
+            # overwritten below; a placeholder may have no row in the embedding table
+            tokens[row, torch.from_numpy(item.slot - cut)] = 0
             wanted[row, torch.from_numpy(item.target - 1 - cut)] = True
             at_row.append(np.full(len(item.slot), row))
             at_position.append(item.slot - cut)
@@ -203,6 +200,28 @@ class Decoder:
             embeds = self.embedding(torch.from_numpy(tokens)[None].to(self.device))
             self._caches[key] = self.prefill(embeds)[1]
         return self._caches[key]
+
+
+def _speaker(model: Any, decoder: str | None) -> Any:
+    """The outermost module around the decoder that turns embeddings into logits: the model itself, or its language
+    model where the model takes token ids only.
+
+    Raises:
+        EngineError: there is none.
+    """
+    parts = (decoder or "").split(".")
+    for depth in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:depth]))
+        speaks = getattr(module, "get_output_embeddings", lambda: None)() is model.get_output_embeddings()
+        own = getattr(
+            module, "get_base_model", lambda module=module: module
+        )()  # a PEFT wrapper's says nothing
+        if speaks and "inputs_embeds" in inspect.signature(own.forward).parameters:
+            return module
+    raise EngineError(
+        f"{type(model).__name__} does not take inputs_embeds, so stored rows cannot be fed to its decoder; run the "
+        "whole model on its media instead"
+    )
 
 
 def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

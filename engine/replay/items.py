@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +98,13 @@ class Layout:
                 f"the prompt {text!r} holds {len(parts) - 1} placeholders {style.placeholder!r}; replay takes one "
                 "medium a sample"
             )
-        ids = collator.tokenizer(style.placeholder.join([parts[0], *[""] * (count - 1), parts[1]]))
-        tokens = np.asarray(ids["input_ids"], dtype=np.int64)
+        expand = getattr(collator.processor, "expanded_ids", None)  # modegap's own processors
+        if expand is not None:
+            ids = expand(text, count)
+        else:
+            whole = style.placeholder.join([parts[0], *[""] * (count - 1), parts[1]])
+            ids = collator.tokenizer(whole)["input_ids"]
+        tokens = np.asarray(ids, dtype=np.int64)
         slot = np.flatnonzero(tokens == collator.media_token)
         if len(slot) != count:
             raise EngineError(
@@ -119,6 +125,12 @@ class Layout:
         before = np.asarray(self.collator.before_text(question), dtype=np.int64)
         tokens = np.concatenate([before, ids])
         return tokens, np.arange(len(before), len(tokens)), max(len(before), 1)
+
+
+def layout_of(collator: Collator, index: int, sample: Sample, prompt: str | None) -> dict[str, Any]:
+    """How a sample's prompt is laid out, for a store's provenance: a replay compares what it rebuilds with it."""
+    tokens = collator.collate([sample], prompt=prompt).tensors["input_ids"][0]
+    return {"sample": index, "runs": runs(tokens.tolist())}
 
 
 def runs(tokens: Sequence[int] | Int) -> list[list[int]]:

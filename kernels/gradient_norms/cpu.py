@@ -1,4 +1,4 @@
-"""Host path of `gradient_norms`: blocks of 128 Ki values upcast in cache, one read of the gradients.
+"""Host path of `gradient_norms`: blocks of 256 Ki values upcast in cache, one read of the gradients.
 
 Squares are summed in fp32 over 512 values and rows in fp32 over a block, both in fp64 beyond: good to 1e-7 of
 the norm and of the mean's largest entries. Gradients of a log-likelihood reach 1e-20 and their squares underflow fp32,
@@ -7,13 +7,15 @@ so a block whose squares came near either end of fp32's range is done again in f
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from modegap.kernels import host
 from modegap.kernels.dispatch import register
 from modegap.kernels.threads import blas_alone, one_thread, parallel, scratch
 
-_VALUES = 2**17
+_VALUES = 2**18
 _TASK_BLOCKS = 16
 
 
@@ -39,10 +41,9 @@ def gradient_norms(
 
     def work(i: int) -> None:
         _, start, stop = tasks[i]
-        for lo in range(start, stop, step):
-            rows = g[lo : min(lo + step, stop)]
-            square, total = _block(rows, U is not None)
-            squares[i] += square
+        found = [_block(g[lo : min(lo + step, stop)], U is not None) for lo in range(start, stop, step)]
+        squares[i] = math.fsum(square for square, _ in found)
+        for _, total in found:
             if total is not None:
                 sums[i] += total
 

@@ -1,14 +1,15 @@
-"""Host path of `masked_mean`: blocks of 128 Ki values upcast in cache, the kept positions read once."""
+"""Host path of `masked_mean`: blocks of 256 Ki values upcast in cache, the kept positions read once."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from modegap.kernels.dispatch import register
 from modegap.kernels.host import needs_grad
 from modegap.kernels.threads import parallel, scratch
 
-_VALUES = 2**17
+_VALUES = 2**18
 
 
 def _host(x: torch.Tensor, mask: torch.Tensor) -> str | None:
@@ -22,16 +23,18 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     width = x.shape[2]
     step = max(1, _VALUES // max(1, width))
+    flags = mask.numpy()
     out = torch.empty((x.shape[0], width), dtype=torch.float32)
 
     def mean(b: int) -> None:
-        kept = mask[b].nonzero().squeeze(1)
+        kept = np.flatnonzero(flags[b])
         first, count = int(kept[0]), len(kept)
         whole = int(kept[-1]) - first + 1 == count
+        index = torch.from_numpy(kept)
         total = torch.zeros(width, dtype=torch.float64)
         for lo in range(0, count, step):
             hi = min(lo + step, count)
-            rows = x[b, first + lo : first + hi] if whole else x[b].index_select(0, kept[lo:hi])
+            rows = x[b, first + lo : first + hi] if whole else x[b].index_select(0, index[lo:hi])
             if rows.dtype is not dtype or not rows.is_contiguous():
                 rows = scratch().get(f"masked_mean.{dtype}", (hi - lo, width), dtype).copy_(rows)
             total += rows.sum(0).double()

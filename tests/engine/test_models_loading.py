@@ -98,12 +98,20 @@ class GatedRepoError(OSError): ...
 class RepositoryNotFoundError(OSError): ...
 
 
+class RemoteEntryNotFoundError(OSError): ...
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (OSError("You are trying to access a gated repo.\nMake sure to have access"), "accept its licence"),
         (GatedRepoError("403"), "hf auth login"),
         (RepositoryNotFoundError("404"), "check the spelling"),
+        (
+            RemoteEntryNotFoundError("404: no config.json"),
+            "lacks a file of its published layout",
+        ),
+        (ImportError("requires the sentencepiece library"), "pip install sentencepiece protobuf"),
         (
             OSError("org/x is not a local folder and is not a valid model identifier\nlisted on"),
             "check the spelling",

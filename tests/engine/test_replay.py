@@ -347,16 +347,17 @@ def test_a_model_that_takes_no_embeddings(case: Any) -> None:
     class Closed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = loaded.model
+            self.inner = loaded.model.get_submodule(loaded.structure.decoder)
+            self.head = loaded.model.get_output_embeddings()
 
         def get_output_embeddings(self) -> nn.Module:
-            return self.inner.get_output_embeddings()
+            return self.head
 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return self.inner(input_ids=input_ids)
+            return self.head(self.inner(input_ids))
 
     with pytest.raises(EngineError, match="inputs_embeds"):
-        Replay(dataclasses.replace(loaded, model=Closed()), source)
+        Replay(dataclasses.replace(loaded, model=Closed(), structure=None), source)
     with pytest.raises(ValueError, match="batch_size"):
         Replay(loaded, source, batch_size=0)
 

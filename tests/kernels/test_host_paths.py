@@ -90,8 +90,10 @@ def compare(d, n):
     for name, (got, want) in every_operation(d, n).items():
         assert got.shape == want.shape, name
         gap = (got.double() - want).abs().max()
-        half = torch.finfo(torch.float16).eps if name == "ablate" else 0
-        assert gap <= (2e-6 + half) * want.abs().max(), name
+        if name == "ablate":  # all may be removed: then rounding is that of the states, 5 at most
+            assert gap <= 2e-6 * 5 + torch.finfo(torch.float16).eps * want.abs().max()
+        else:
+            assert gap <= 2e-6 * want.abs().max(), name
         if name.startswith("covariance"):
             assert torch.equal(got, got.T)
         assert kernels.last_path(name.split()[0]).name == "cpu", name

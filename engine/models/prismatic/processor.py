@@ -94,6 +94,18 @@ class PrismaticProcessor:
         media = "".join(IMAGE for part in parts if part["type"] == "image")
         return media + self.chat_template.format(question=question.strip())
 
+    def expanded_ids(self, text: str, count: int) -> list[int]:
+        """Token ids of a prompt whose image has `count` rows.
+
+        Raises:
+            ValueError: a text that does not name exactly one image.
+        """
+        if text.count(IMAGE) != 1:
+            raise ValueError(f"a prompt has {text.count(IMAGE)} placeholders {IMAGE}; expected one")
+        token = int(self.tokenizer.convert_tokens_to_ids(IMAGE))
+        made = list(self.tokenizer(text.replace(IMAGE, "").strip())["input_ids"])
+        return made[:1] + [token] * count + made[1:]
+
     def __call__(self, text: Sequence[str], images: Sequence[Any], **_: Any) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` [B, T] padded on the right, and `pixel_values`.
 
@@ -102,13 +114,7 @@ class PrismaticProcessor:
         Raises:
             ValueError: a text that does not name exactly one image.
         """
-        token = int(self.tokenizer.convert_tokens_to_ids(IMAGE))
-        rows = []
-        for one in text:
-            if one.count(IMAGE) != 1:
-                raise ValueError(f"a prompt has {one.count(IMAGE)} placeholders {IMAGE}; expected one")
-            made = list(self.tokenizer(one.replace(IMAGE, "").strip())["input_ids"])
-            rows.append(made[:1] + [token] * self.patches + made[1:])
+        rows = [self.expanded_ids(one, self.patches) for one in text]
         width = max(len(row) for row in rows)
         pad = int(self.tokenizer.pad_token_id)
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])

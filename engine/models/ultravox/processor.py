@@ -48,6 +48,19 @@ class UltravoxProcessor:
             plain.append({"role": message["role"], "content": f"{text} {media}".strip()})
         return str(self.tokenizer.apply_chat_template(plain, **options))
 
+    def expanded_ids(self, text: str, count: int) -> list[int]:
+        """Token ids of a prompt whose sound has `count` rows.
+
+        Raises:
+            ValueError: a text that does not name exactly one sound.
+        """
+        parts = text.split(AUDIO)
+        if len(parts) != 2:
+            raise ValueError(f"a prompt has {len(parts) - 1} placeholders {AUDIO}; expected one")
+        token = int(self.tokenizer.convert_tokens_to_ids(AUDIO))
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+        return [*before, *[token] * count, *after]
+
     def __call__(
         self, text: Sequence[str], audio: Sequence[NDArray[np.float32]], sampling_rate: int, **_: Any
     ) -> dict[str, torch.Tensor]:
@@ -59,14 +72,10 @@ class UltravoxProcessor:
             ValueError: a text that does not name exactly one sound.
         """
         features = [self._features(wave, sampling_rate) for wave in audio]
-        token = int(self.tokenizer.convert_tokens_to_ids(AUDIO))
-        rows = []
-        for one, feature in zip(text, features, strict=True):
-            parts = one.split(AUDIO)
-            if len(parts) != 2:
-                raise ValueError(f"a prompt has {len(parts) - 1} placeholders {AUDIO}; expected one")
-            before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
-            rows.append([*before, *[token] * self._count(feature.shape[1]), *after])
+        rows = [
+            self.expanded_ids(one, self._count(feature.shape[1]))
+            for one, feature in zip(text, features, strict=True)
+        ]
         longest = max(feature.shape[1] for feature in features)
         unit = 2 if longest <= self.context else self.context  # a frame of the encoder is two of the features
         longest += -longest % unit

@@ -227,7 +227,7 @@ def gemma3() -> tuple[Any, dict[str, torch.Tensor]]:
         text_config=hf.Gemma3TextConfig(
             **{**TEXT, "head_dim": 12, "sliding_window": 16, "query_pre_attn_scalar": 12}
         ),
-        vision_config=hf.SiglipVisionConfig(**{**VISION, "vision_use_head": False}),
+        vision_config=hf.SiglipVisionConfig(**{**VISION, "vision_use_head": False}).to_dict(),
         mm_tokens_per_image=4,
         image_token_index=MEDIA,
         boi_token_index=START,
@@ -475,8 +475,15 @@ def phi4_multimodal() -> tuple[Any, dict[str, torch.Tensor]]:
 FAMILIES = {
     "llava_next": Family(("LlavaNextForConditionalGeneration",), llava_next, adapter=False),
     "llava_onevision": Family(("LlavaOnevisionForConditionalGeneration",), llava_onevision, adapter=False),
-    "qwen2_vl": Family(("Qwen2VLForConditionalGeneration",), qwen2_vl, adapter=False, replays=False),
-    "qwen2_5_vl": Family(("Qwen2_5_VLForConditionalGeneration",), qwen2_5_vl, adapter=False, replays=False),
+    "qwen2_vl": Family(
+        ("Qwen2VLForConditionalGeneration", "Qwen2VLTextConfig"), qwen2_vl, adapter=False, replays=False
+    ),
+    "qwen2_5_vl": Family(
+        ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLTextConfig"),
+        qwen2_5_vl,
+        adapter=False,
+        replays=False,
+    ),
     "qwen3_vl": Family(("Qwen3VLForConditionalGeneration",), qwen3_vl, adapter=False, replays=False),
     "internvl": Family(("InternVLForConditionalGeneration",), internvl),
     "gemma3": Family(("Gemma3ForConditionalGeneration",), gemma3, replays=False),

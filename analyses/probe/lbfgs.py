@@ -1,0 +1,304 @@
+"""L-BFGS on the weights W = A Z, in the coefficients A [K, n].
+
+The gradient in W is g Z with g = A + C (P - Y), and inner products of weights are <a, b> = tr a G b'. Every vector
+is kept as its coefficients and its product with G; a direction is a combination of stored vectors, so its product
+is the same combination, and an iteration needs one product, (P - Y) G. The two loops run on the matrix of inner
+products (as in Chen, Wang and Zhou, "Large-scale L-BFGS using MapReduce", 2014). Memory, first step and the Wolfe
+constants are those of L-BFGS-B, which scikit-learn calls, so that the iterates are its iterates up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .problems import Batch, Problem, host
+
+_MEMORY = 10
+_DECREASE, _CURVATURE = 1e-3, 0.9
+# fp32 cross-entropies are known to about 1e-8 of their sum: a step may seem to go up by so much.
+_NOISE = 1e-7
+_TRIALS = 20
+_REFRESH = 50  # iterations after which A G is computed anew
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Where one problem's fit ended.
+
+    Attributes:
+        coefficients: A [K, n]; the weights are A Z [K, d]. With two classes the first row is 0.
+        intercept: b [K].
+        iterations: of L-BFGS.
+        gradient: max |gradient of the mean loss|, weights and intercepts, at these coefficients.
+        objective: sum of the cross-entropies + |W|^2 / (2 C), nats.
+        converged: the gradient is at most the tolerance.
+    """
+
+    coefficients: torch.Tensor
+    intercept: torch.Tensor
+    iterations: int
+    gradient: float
+    objective: float
+    converged: bool
+
+
+def minimise(
+    problems: Sequence[Problem], *, tol: float, max_iter: int, start: Sequence[Solution] | None = None
+) -> list[Solution]:
+    """Fit all problems side by side.
+
+    Args:
+        problems: on one device and of one dtype; all with a Gram matrix or none.
+        tol: a problem is done when max |gradient of its mean loss| is at most this, scikit-learn's rule.
+        max_iter: iterations.
+        start: where to begin, one a problem; None begins at 0.
+    """
+    run = _Run(Batch(problems), tol, start)
+    while run.active.any() and run.iteration < max_iter:
+        run.step()
+    if run.active.any():
+        run.check(run.active)
+    return run.solutions()
+
+
+class _Run:
+    """State of a batch. Vectors are [K n + K]: coefficients (or their product with G), then intercepts."""
+
+    def __init__(self, batch: Batch, tol: float, start: Sequence[Solution] | None = None) -> None:
+        self.batch, self.tol, self.iteration = batch, tol, 0
+        count, classes, n = batch.shape
+        like = batch.problems[0].z
+        self.size = n * classes
+        self.a = like.new_zeros(count, self.size + classes)  # A and b
+        self.product = torch.zeros_like(self.a)  # A G and b
+        # 0: gradient; 1 + 2 j: step j, 2 + 2 j: change of the gradient along it
+        self.basis = like.new_zeros(count, 1 + 2 * _MEMORY, self.size + classes)
+        self.image = torch.zeros_like(self.basis)
+        self.inner = np.zeros((count, 1 + 2 * _MEMORY, 1 + 2 * _MEMORY))
+        self.pairs: list[int] = []  # slots, oldest first
+        self.scale = batch.strength * np.array(batch.rows)
+        self.active = np.ones(count, dtype=bool)
+        self.ended = np.zeros(count, dtype=np.int64)
+        self.reached = np.full(count, np.nan)
+        self.stalled = np.zeros(count, dtype=bool)
+        width = like.shape[1]
+        entries = np.array([max(width * p.classes, 2) for p in batch.problems])
+        # largest entry over norm of a gradient, guessed as for normal entries until one is looked at
+        self.guess = np.sqrt(2 * np.log(entries) / entries).clip(max=1)
+        self.ratio = self.guess.copy()
+        self.checked = np.zeros(count, dtype=np.int64)
+        for b, solution in enumerate(start or ()):
+            known, rows = solution.coefficients.shape
+            grid = self.a[b, : self.size].view(classes, n)
+            grid[:known, :rows] = solution.coefficients.to(like.dtype)
+            self.a[b, self.size : self.size + known] = solution.intercept.to(like.dtype)
+        self._refresh()
+        self._write_gradient()
+        self._store_gradient(np.array([0]))
+
+    def step(self) -> None:
+        """One iteration: direction, line search, new gradient, and where it may be small enough a check."""
+        used = 1 + 2 * len(self.pairs)
+        weights = self._direction(used)
+        slope = np.einsum("bi,bi->b", weights, self.inner[:, 0, :used])
+        uphill = self.active & ~(slope < 0)
+        if uphill.any():
+            weights[uphill] = 0
+            weights[uphill, 0] = -1
+            slope[uphill] = -self.inner[uphill, 0, 0]
+        mix = torch.from_numpy(weights).to(self.basis)[:, None]
+        along = torch.bmm(mix, self.basis[:, :used])[:, 0]
+        image = torch.bmm(mix, self.image[:, :used])[:, 0]
+        start = np.ones(len(slope))
+        if not self.pairs:
+            start = 1 / np.sqrt(np.maximum(self.inner[:, 0, 0], 1e-300))
+        alpha = self._search(along, image, slope, start)
+        self.iteration += 1
+        moved = self._device(alpha)[:, None]
+        along.mul_(moved)
+        image.mul_(moved)
+        self.a += along
+        self.product += image
+        if self.iteration % _REFRESH == 0:
+            self._refresh()
+        slot = self.pairs.pop(0) if len(self.pairs) == _MEMORY else len(self.pairs)
+        s, y = 1 + 2 * slot, 2 + 2 * slot
+        self.pairs.append(slot)
+        self.basis[:, s], self.image[:, s] = along, image
+        self.basis[:, y], self.image[:, y] = self.basis[:, 0], self.image[:, 0]
+        self._write_gradient()
+        for stored in (self.basis, self.image):
+            torch.sub(stored[:, 0], stored[:, y], out=stored[:, y])
+        self._store_gradient(np.array([0, s, y]))
+        self._stop(alpha)
+
+    def _stop(self, alpha: Float) -> None:
+        stuck = self.active & (alpha == 0)
+        again = stuck & self.stalled
+        self.stalled = stuck
+        if stuck.any():
+            # Without its pairs the next direction is the gradient; a problem that stalls twice is at its end.
+            self.inner[stuck, 1:, 1:] = 0
+        norm = np.sqrt(np.maximum(self.inner[:, 0, 0], 0)) / self.scale
+        near = norm * self.ratio <= self.tol
+        overdue = (norm * self.guess <= self.tol) & (self.iteration - self.checked >= 10)
+        look = self.active & (near | overdue | again)
+        if look.any():
+            self.check(look)
+        self.active &= ~again
+
+    def check(self, which: NDArray[np.bool_]) -> None:
+        """Compute max |gradient| where asked; end what has converged, after computing its A G anew."""
+        found = self._gradient()
+        passed = which & (found <= self.tol)
+        if passed.any():
+            self._refresh()
+            self._write_gradient()
+            self._store_gradient(np.array([0]))
+            found = self._gradient()
+            passed = which & (found <= self.tol)
+        norm = np.sqrt(np.maximum(self.inner[:, 0, 0], 1e-300)) / self.scale
+        self.ratio = np.where(which, np.minimum(found / norm, 1), self.ratio)
+        self.checked[which] = self.iteration
+        self.reached[which] = found[which]
+        self.ended[which] = self.iteration
+        self.active &= ~passed
+
+    def solutions(self) -> list[Solution]:
+        """Every problem's, without the padding."""
+        count, classes, n = self.batch.shape
+        grid = self.a[:, : self.size].view(count, classes, n)
+        image = self.product[:, : self.size]
+        penalty = host(torch.linalg.vecdot(self.a[:, : self.size], image)) / (2 * self.batch.strength)
+        objective = host(self.loss) + penalty
+        return [
+            Solution(
+                coefficients=grid[b, : problem.classes, :rows],
+                intercept=self.a[b, self.size : self.size + problem.classes],
+                iterations=int(self.ended[b]),
+                gradient=float(self.reached[b]),
+                objective=float(objective[b]),
+                converged=bool(self.reached[b] <= self.tol),
+            )
+            for b, (problem, rows) in enumerate(zip(self.batch.problems, self.batch.rows, strict=True))
+        ]
+
+    def _device(self, values: Float) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.a)
+
+    def _gradient(self) -> Float:
+        count, classes, n = self.batch.shape
+        weights = self.batch.steepest(self.basis[:, 0, : self.size].view(count, classes, n))
+        intercepts = host(self.basis[:, 0, self.size :].abs().amax(1))
+        return np.asarray(np.maximum(weights, intercepts) / self.scale)
+
+    def _logits(self, point: torch.Tensor) -> torch.Tensor:
+        count, classes, n = self.batch.shape
+        return point[:, : self.size].view(count, classes, n) + point[:, self.size :, None]
+
+    def _refresh(self) -> None:
+        """A G anew, against the drift of adding up steps, and what follows from it."""
+        count, classes, n = self.batch.shape
+        self.product[:, : self.size] = self.batch.times(
+            self.a[:, : self.size].view(count, classes, n)
+        ).flatten(1)
+        self.product[:, self.size :] = self.a[:, self.size :]
+        self.residual, self.loss = self.batch.residual(self._logits(self.product))
+
+    def _write_gradient(self) -> None:
+        strength = self._device(self.batch.strength)[:, None]
+        image = self.batch.times(self.residual).flatten(1)
+        size = self.size
+        torch.addcmul(self.a[:, :size], strength, self.residual.flatten(1), out=self.basis[:, 0, :size])
+        torch.addcmul(self.product[:, :size], strength, image, out=self.image[:, 0, :size])
+        self.basis[:, 0, size:] = strength * self.residual.sum(2)
+        self.image[:, 0, size:] = self.basis[:, 0, size:]
+
+    def _store_gradient(self, fresh: NDArray[np.int64]) -> None:
+        """Inner products of the vectors in the slots `fresh` with all."""
+        used = 1 + 2 * len(self.pairs)
+        images = self.image[:, fresh] if len(fresh) > 1 else self.image[:, :1]
+        found = host(torch.bmm(self.basis[:, :used], images.transpose(1, 2)))
+        self.inner[:, :used, fresh] = found
+        self.inner[:, fresh, :used] = found.transpose(0, 2, 1)
+
+    def _direction(self, used: int) -> Float:
+        """Weights [B, used] of the stored vectors in -H g, by the two loops on their inner products."""
+        inner = self.inner[:, :used, :used]
+        q = np.zeros(inner.shape[:2])
+        q[:, 0] = 1
+        kept: list[tuple[int, Float, Float]] = []
+        scale: Float | None = None
+        for slot in reversed(self.pairs):
+            s, y = 1 + 2 * slot, 2 + 2 * slot
+            sy, yy = inner[:, s, y], inner[:, y, y]
+            usable = sy > 1e-12 * np.sqrt(np.maximum(inner[:, s, s] * yy, 0))
+            inverse = np.where(usable, 1 / np.where(usable, sy, 1), 0)
+            if scale is None:
+                scale = np.where(usable, sy / np.where(usable, yy, 1), 1)
+            along = inverse * np.einsum("bi,bi->b", q, inner[:, s])
+            q[:, y] -= along
+            kept.append((slot, inverse, along))
+        if scale is not None:
+            q *= scale[:, None]
+        for slot, inverse, along in reversed(kept):
+            q[:, 1 + 2 * slot] += along - inverse * np.einsum("bi,bi->b", q, inner[:, 2 + 2 * slot])
+        q[~self.active] = 0
+        return -q
+
+    def _search(self, along: torch.Tensor, image: torch.Tensor, slope: Float, start: Float) -> Float:
+        """Step lengths that satisfy the Wolfe conditions, 0 where none was found; sets residual and loss.
+
+        Logits are linear in the step, so a trial costs no product. The loss is convex along the line, so the
+        root of its slope is bracketed and approached by secants.
+        """
+        size, strength = self.size, self.batch.strength
+        base, line = self._logits(self.product), self._logits(image)
+        facts = torch.stack(
+            [
+                torch.linalg.vecdot(self.a[:, :size], image[:, :size]),
+                torch.linalg.vecdot(along[:, :size], image[:, :size]),
+            ]
+        )
+        linear, square = host(facts)
+        before = strength * host(self.loss)
+        alpha = np.where(self.active, start, 0.0)
+        low, high = np.zeros_like(alpha), np.full_like(alpha, math.inf)
+        slope_low, slope_high = slope.copy(), np.zeros_like(slope)
+        done = ~self.active
+        for trial in range(_TRIALS + 1):
+            steps = self._device(alpha)[:, None, None]
+            self.residual, self.loss = self.batch.residual(torch.addcmul(base, line, steps))
+            now = torch.linalg.vecdot(self.residual.flatten(1), line.flatten(1))
+            loss, now_slope = host(torch.stack([self.loss, now.double()]))
+            slopes = strength * now_slope + linear + alpha * square
+            change = strength * loss - before + alpha * linear + 0.5 * alpha**2 * square
+            lower = change <= _DECREASE * alpha * slope + _NOISE * np.abs(before)
+            done |= lower & (np.abs(slopes) <= _CURVATURE * np.abs(slope))
+            if done.all() or trial == _TRIALS:
+                break
+            long = ~done & (~lower | (slopes > 0))
+            short = ~done & ~long
+            high, slope_high = np.where(long, alpha, high), np.where(long, slopes, slope_high)
+            low, slope_low = np.where(short, alpha, low), np.where(short, slopes, slope_low)
+            alpha = np.where(done, alpha, _next(low, high, slope_low, slope_high))
+            if trial == _TRIALS - 1:
+                alpha = np.where(done, alpha, low)
+                done |= low > 0
+        return alpha
+
+
+def _next(low: Float, high: Float, slope_low: Float, slope_high: Float) -> Float:
+    """The next trial: twice the lower end until there is an upper one, then the safeguarded secant."""
+    width = np.where(np.isfinite(high), high - low, 0)
+    rise = slope_high - slope_low
+    share = np.where(rise > 0, -slope_low / np.where(rise > 0, rise, 1), 0.5)
+    return np.where(np.isfinite(high), low + width * share.clip(0.1, 0.9), 2 * low)

@@ -17,7 +17,7 @@ from .gradient_norms import gradient_norms
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
-from .stage import shift_of, stage, stage_and_sum
+from .stage import exact_up_to, shift_of, stage, stage_and_sum
 from .threads import by_rows, one_thread
 from .workspace import Workspace
 
@@ -31,6 +31,7 @@ __all__ = [
     "covariance_update",
     "cross_update",
     "eigh",
+    "exact_up_to",
     "ghost_norms",
     "gradient_norms",
     "last_path",

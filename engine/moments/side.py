@@ -6,7 +6,7 @@ import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.errors import EngineError
-from modegap.kernels import Mode, Workspace, absmax, one_thread, shift_of, stage, stage_and_sum
+from modegap.kernels import Mode, Workspace, absmax, exact_up_to, one_thread, shift_of, stage, stage_and_sum
 
 from .blocks import Block
 
@@ -36,6 +36,7 @@ class Side:
         self.count = 0
         self.overflow = 0
         self.shift: torch.Tensor | None = None
+        self._limit: torch.Tensor | None = None  # of the shift; made when first asked for
         self.total = torch.empty(0, dtype=torch.float64)
         self.absmax = torch.empty(0)
 
@@ -95,7 +96,10 @@ class Side:
         if not len(self.total):
             self.total = torch.zeros(d, dtype=torch.float64, device=device)
         self.total = self.total.to(device)
-        rows = workspace.get(name, (n, d), self._staged_dtype(block), device)
+        dtype = self._staged_dtype(block)
+        if dtype is torch.float16 and self._outlying(block):
+            dtype = torch.float32
+        rows = workspace.get(name, (n, d), dtype, device)
         for part, scale in block.parts():
             if device.type == "cpu":
                 stage(block.x[part], shift, scale, rows[part])
@@ -124,6 +128,18 @@ class Side:
         exact = plain and not self.every_mean
         return torch.float16 if exact and block.x.device.type != "cpu" else torch.float32
 
+    def _outlying(self, block: Block) -> bool:
+        """Whether a value is so far out that fp16 could not take its channel's shift off without losing bits of it.
+
+        The pilot has not seen such values, or they would have widened its std. One of 2,000 in a channel with a
+        mean and a std of 1 would bias that channel's variance by 1e-4: such a block goes through fp64.
+        """
+        assert self.shift is not None
+        if self._limit is None:
+            self._limit = exact_up_to(self.shift)
+        limit = self._limit = self._limit.to(block.x.device)
+        return bool((absmax(block.x) > limit).any())
+
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]
         if any(scale != 1.0 for _, scale in block.runs):
@@ -147,7 +163,7 @@ class Side:
         if other.shift is None:
             return None
         if self.shift is None:
-            self.shift = other.shift.clone()
+            self.shift, self._limit = other.shift.clone(), None
         self.shift = self.shift.to(other.shift.device)
         delta = other.shift.double() - self.shift.double()
         return delta if bool(delta.any()) else None
@@ -194,6 +210,7 @@ class Side:
         """Continue from a `state_dict`."""
         self.count, self.overflow = int(state["count"]), int(state["overflow"])
         self.shift = state["shift"].clone() if len(state["shift"]) else None
+        self._limit = None
         self.total, self.absmax = state["total"].clone(), state["absmax"].clone()
         self.point, self.dtype = "", None
 

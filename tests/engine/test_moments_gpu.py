@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
 from modegap.engine.reduce import reduce, reduce_pairs
 from modegap.engine.stream import stream
@@ -170,3 +171,22 @@ def test_memory_is_flat(store):
             moments.update(batch)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[-1] <= 1.05 * peaks[1]
+
+
+def test_means_of_one_to_three_deviations_and_rare_outliers():
+    """Where an unshifted channel loses most, and where fp16 could not take a shift off a value 500 std away."""
+    rng = np.random.default_rng(1)
+    rows, width = 49_152, 512
+    ratio = np.resize([0.0, 0.9, 1.1, 1.5, 2.0, 2.5, 2.9, 3.5], width)
+    x = rng.standard_normal((rows, width)) + ratio
+    x[20_000::512, 5] = 1000 + rng.integers(0, 1000, len(x[20_000::512]))  # after the pilot
+    x = torch.from_numpy(x.astype(np.float16)).cuda()
+    moments = Moments()
+    for lo in range(0, rows, 5000):
+        moments.update(ActivationBatch(x[lo : lo + 5000], lo, "p"))
+    found = moments.finalize()
+    exact = torch.cov(x.double().T)
+    size = torch.outer(exact.diagonal().sqrt(), exact.diagonal().sqrt())
+    assert float(((found.covariance - exact) / size).abs().max()) <= 3e-6
+    bias = (found.covariance.diagonal() / exact.diagonal() - 1).cpu().numpy()
+    assert np.abs([bias[ratio == r].mean() for r in np.unique(ratio)]).max() <= 2e-6

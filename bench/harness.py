@@ -8,6 +8,7 @@ Floor: the larger of bytes / copy bandwidth and flops / product rate, both measu
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,6 @@ Device = Literal["cpu", "cuda"]
 Record = dict[str, object]
 SLOW_MS = 5e3
 """A provider that takes longer is not called again for its memory."""
-SPIN_S = 0.04
-"""Longer than OpenBLAS' threads look for more work (2^26 ticks of the clock)."""
 OURS = "modegap"
 """What the names of our own providers begin with."""
 
@@ -81,21 +80,34 @@ def measure(providers: Mapping[str, Sequence[Call]], repeats: int, warm: int = 3
     return times
 
 
+def settle(limit_s: float = 0.5) -> None:
+    """Wait until no thread of this process is busy.
+
+    OpenBLAS' threads spin for up to 0.1 s after a call, OpenMP's for 5 ms: a provider that comes next would
+    have one of two processors to itself.
+    """
+    end = time.perf_counter() + limit_s
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 0.001:
+            return
+
+
 def measure_host(
     providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 2.5
 ) -> dict[str, list[float]]:
     """Wall milliseconds on the host of every repeat, providers interleaved.
 
     A provider that has used up `budget_s` keeps what it has (one repeat at least): eigendecompositions take
-    minutes where products take milliseconds. The gate's call has warmed caches and thread pools. A pause goes
-    before each call: threads of OpenBLAS and OpenMP spin after their last one, on the next one's processors.
+    minutes where products take milliseconds. The gate's call has warmed caches and thread pools.
     """
     times: dict[str, list[float]] = {name: [] for name in providers}
     for turn in range(repeats):
         for name, calls in providers.items():
             if sum(times[name]) > budget_s * 1e3:
                 continue
-            time.sleep(SPIN_S)
+            settle()
             start = time.perf_counter()
             calls[(turn + 1) % len(calls)]()
             times[name].append((time.perf_counter() - start) * 1e3)
@@ -114,7 +126,8 @@ def results(case: Case, top: Mapping[str, float], device: Device = "cuda") -> li
             continue
         if not errors[name] <= case.tolerance and name not in case.inaccurate:
             why = f"error {errors[name]:.2g} above {case.tolerance:g}"
-            records.append(_record(case, name, failed=why, error=errors[name], accurate=False))
+            finite = {"error": errors[name]} if math.isfinite(errors[name]) else {}
+            records.append(_record(case, name, failed=why, accurate=False, **finite))
     records += [_record(case, name, missing=why) for name, why in case.missing.items()]
     out = {record["provider"] for record in records}
     timed = {name: calls for name, calls in case.providers.items() if name not in out}

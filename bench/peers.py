@@ -91,21 +91,32 @@ def gpu_covariance(inputs: Sequence[torch.Tensor]) -> Peers:
     return {name: [lambda x=x: call(x) for x in inputs]}, {}
 
 
-def ghost(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Peers:
-    """Per-sample norms of a linear weight's gradient by Opacus' ghost clipping and by torch.func."""
+def ghost(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> Peers:
+    """Per-sample norms of a linear weight's gradient by Opacus' ghost clipping and by torch.func.
+
+    Opacus keeps its Gram matrices in the dtype of the gradients; it gets them in each of `dtypes`.
+    """
     calls: dict[str, list[Call]] = {
         "torch.func vmap(grad)": [lambda a=a, g=g: _vmap_norms(a, g) for a, g in pairs]
     }
-    name = "Opacus ghost norms"
     opacus = _module("opacus.grad_sample.linear")
     if opacus is None:
-        return calls, {name: "opacus is not installed"}
-    a, g = pairs[0]
-    layer = torch.nn.Linear(a.shape[-1], g.shape[-1], bias=False, device=a.device, dtype=a.dtype)
-    calls[name] = [
-        lambda a=a, g=g: opacus.compute_linear_norm_sample(layer, [a], g)[layer.weight] for a, g in pairs
-    ]
+        return calls, dict.fromkeys(map(opacus_in, dtypes), "opacus is not installed")
+    for dtype in dtypes:
+        calls[opacus_in(dtype)] = [_opacus(opacus, a.to(dtype), g.to(dtype)) for a, g in pairs]
     return calls, {}
+
+
+def opacus_in(dtype: torch.dtype) -> str:
+    """Opacus' name as a provider."""
+    return f"Opacus ghost norms, {str(dtype).removeprefix('torch.')}"
+
+
+def _opacus(opacus: ModuleType, a: torch.Tensor, g: torch.Tensor) -> Call:
+    layer = torch.nn.Linear(a.shape[-1], g.shape[-1], bias=False, device=a.device, dtype=a.dtype)
+    return lambda: opacus.compute_linear_norm_sample(layer, [a], g)[layer.weight]
 
 
 def _vmap_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

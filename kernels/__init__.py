@@ -17,7 +17,7 @@ from .gradient_norms import gradient_norms
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
-from .stage import shift_of, stage
+from .stage import shift_of, stage, stage_and_sum
 from .threads import by_rows, one_thread
 from .workspace import Workspace
 
@@ -44,4 +44,5 @@ __all__ = [
     "register",
     "shift_of",
     "stage",
+    "stage_and_sum",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,3 +38,25 @@ def same_device(**tensors: torch.Tensor) -> None:
     if len({t.device for t in tensors.values()}) > 1:
         got = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
         raise ValueError(f"got {got}; expected one device")
+
+
+_passed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def version(x: torch.Tensor) -> int | None:
+    """How often `x` was written in place; None where torch does not count (tensors of inference mode)."""
+    return None if x.is_inference() else x._version
+
+
+def once(x: torch.Tensor, what: Hashable, examine: Callable[[], None]) -> None:
+    """Call `examine` unless `x`, unchanged since, has passed it before as `what`.
+
+    A check of a tensor's values waits for the GPU (some 50 microseconds, and the queue in front); masks, run
+    bounds and bases are used many times over.
+    """
+    now = version(x)
+    if now is not None and _passed.get(x) == (now, what):  # type: ignore[no-untyped-call]
+        return
+    examine()
+    if now is not None:
+        _passed[x] = (now, what)

@@ -198,7 +198,7 @@ def add_products(
 def add_wide(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *, lower: bool) -> None:
     """out += left' right in fp64, by tiles.
 
-    As fast as DSYRK and DGEMM in BLAS's own threads, which spin for 26 ms after a call: beside them, the
+    As fast as DSYRK and DGEMM in BLAS's own threads, which spin for up to 0.1 s after a call: beside them, the
     operations between two updates wait for a processor.
 
     Args:

@@ -49,7 +49,7 @@ def repair(
     *,
     rebuild: bool = False,
     progress: Progress | None = None,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> RepairReport:
     """Restore what follows from the rest of the store, and withdraw the commits of damaged chunks.
 

@@ -20,6 +20,7 @@ from .handles import size_of
 from .layout import StoredArray
 from .metadata import damaged_metadata
 from .ranges import samples_holding
+from .remote import RemotePath
 from .store import ActivationStore
 
 Progress = Callable[[int, int], None]
@@ -41,13 +42,18 @@ class VerifyReport:
 
 
 def verify(
-    store: ActivationStore, *, fraction: float = 1.0, progress: Progress | None = None, threads: int = 2
+    store: ActivationStore,
+    *,
+    fraction: float = 1.0,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> VerifyReport:
     """Check sizes and checksums of committed chunks, their commit records, and all metadata.
 
     Each chunk's content must match the checksum behind it in its file and the one in its commit record. A
     `fraction` below 1 checks that share of the chunks of each array, evenly spread, at least one.
-    `progress(done, total)` is called in bytes. Memory: one chunk a thread.
+    `progress(done, total)` is called in bytes. Memory: one chunk a thread, of which there are by default two,
+    or eight for a store behind a URL, where each waits for the network.
 
     Raises:
         ValueError: fraction not in (0, 1], or threads below 1.
@@ -55,6 +61,8 @@ def verify(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
+    if threads is None:
+        threads = 8 if isinstance(store.path, RemotePath) else 2
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     store.refresh()

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.analyses.result import with_options
-from modegap.engine.moments import Moments, MomentsResult
+from modegap.engine.moments import Moments, MomentsResult, MomentsStore, has_moments
 from modegap.engine.reduce import reduce
 from modegap.kernels import rayleigh
 from modegap.stores import ActivationStore
 
 from .config import AlignConfig
 from .groups import Both, GroupMoments, GroupProjection, assign_groups
-from .inputs import Inputs, resolve
+from .inputs import LawInputs, Source, resolve_laws
 from .interval import RatioGroups, Shrink, bootstrap, jackknife
 from .modes import PAPER_CLAMP, Modes
 from .spectrum import eigenpairs, noise_floor, oas_weight
@@ -38,8 +38,8 @@ _FEW_ROWS = 5
 
 
 def align(
-    modal: ActivationStore | str | Path,
-    text: ActivationStore | str | Path,
+    modal: Source | str | Path,
+    text: Source | str | Path,
     config: AlignConfig | None = None,
     *,
     device: str | torch.device | None = None,
@@ -53,8 +53,8 @@ def align(
     24,576 fp16 token rows at d = 4096 took 0.72 GB in all.
 
     Args:
-        modal: store (or its path) of the model fed with media.
-        text: store (or its path) of the decoder fed with text.
+        modal: store (or its path) of the model fed with media, or the statistics that `extract_moments` left.
+        text: store (or its path) of the decoder fed with text, likewise.
         config: options; `options` are fields of it given by name.
         device: where the covariances are accumulated.
         progress: called in every pass as progress(rows, rows in all, bytes).
@@ -64,7 +64,7 @@ def align(
         StoreError: unknown hook points, rows that are not stored, or fewer than two rows.
     """
     config = with_options(config or AlignConfig(), options)
-    inputs = resolve(_opened(modal), _opened(text), config)
+    inputs = resolve_laws(_opened(modal), _opened(text), config)
     run = _Run(inputs, config, device, progress)
     modal_law = run.modal_law()
     groups = run.groups()
@@ -104,7 +104,7 @@ class _Groups:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    inputs: Inputs
+    inputs: LawInputs
     config: AlignConfig
     device: str | torch.device | None
     progress: Progress | None
@@ -112,7 +112,7 @@ class _Run:
     def modal_law(self) -> _ModalLaw:
         """Eigenpairs of Sigma_M, and which of them count."""
         config, paper = self.config, self.config.law == "paper"
-        found = self._reduce(self.inputs.modal, self.inputs.point, self._moments())
+        found = self._law(self.inputs.modal, self.inputs.point)
         n, certificate, mean = found.count, found.certificate, found.mean.cpu().numpy()
         audit_error = found.audit_error
         assert audit_error is not None  # Moments audits unless told not to
@@ -153,7 +153,7 @@ class _Run:
         moments: GroupMoments | None = None
         found: MomentsResult
         if groups is None:
-            found = self._reduce(store, point, self._moments())
+            found = self._law(store, point)
         else:
             projection = GroupProjection(_basis(modal), groups.text, groups.count)
             both: Both[MomentsResult, GroupMoments] = Both(self._moments(), projection)
@@ -171,6 +171,8 @@ class _Run:
 
     def groups(self) -> _Groups | None:
         """Samples to groups in both stores, or None where no interval is wanted or possible."""
+        if isinstance(self.inputs.modal, MomentsStore) or isinstance(self.inputs.text, MomentsStore):
+            return None
         modal, text = _complete(self.inputs.modal), _complete(self.inputs.text)
         count = min(self.config.groups, len(modal), len(text))
         if self.config.interval is None or count < 3:
@@ -211,7 +213,19 @@ class _Run:
         weight = self.config.shrinkage
         return Shrink(oas_weight(trace, square, n, d) if weight == "oas" else weight, trace / d)
 
-    def _reduce(self, store: ActivationStore, point: str, reduction: Reduction[ActivationBatch, R]) -> R:
+    def _law(self, store: Source, point: str) -> MomentsResult:
+        if not isinstance(store, MomentsStore):
+            return self._reduce(store, point, self._moments())
+        found, wanted = store.moments(point, self.inputs.kind), self._moments().mode
+        if found.certificate.mode != wanted:
+            raise ValueError(
+                f"{store.path} holds covariances of mode {found.certificate.mode}, {wanted} is asked for: "
+                f"set precision, or extract it with stats_mode={wanted}"
+            )
+        return found
+
+    def _reduce(self, store: Source, point: str, reduction: Reduction[ActivationBatch, R]) -> R:
+        assert isinstance(store, ActivationStore)  # passes over rows are planned for stores of rows only
         return reduce(
             store, point, reduction, kind=self.inputs.kind, device=self.device, progress=self.progress
         )
@@ -277,7 +291,9 @@ def _warnings(run: _Run, modal: _ModalLaw, text: _TextLaw, groups: _Groups | Non
             f"{PAPER_CLAMP:g}, as published"
         )
     if run.config.interval is not None and groups is None:
-        said.append("no interval on rho: fewer than three complete samples in one of the stores")
+        rows = all(isinstance(store, ActivationStore) for store in (run.inputs.modal, run.inputs.text))
+        why = "fewer than three complete samples in one of the stores" if rows else "statistics without rows"
+        said.append(f"no interval on rho: {why}")
     return tuple(said)
 
 
@@ -285,11 +301,13 @@ def _basis(modal: _ModalLaw) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(modal.vectors[:, modal.considered]))
 
 
-def _complete(store: ActivationStore) -> list[str]:
+def _complete(store: Source) -> list[str]:
     """The samples that a pass reads: up to the first incomplete one."""
     done = store.complete_samples()
     return list(store.samples[: len(done) if done.all() else int(done.argmin())])
 
 
-def _opened(store: ActivationStore | str | Path) -> ActivationStore:
-    return store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+def _opened(store: Source | str | Path) -> Source:
+    if isinstance(store, ActivationStore | MomentsStore):
+        return store
+    return MomentsStore.open(store) if has_moments(store) else ActivationStore.open(store)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import AlignConfig
 
 if TYPE_CHECKING:
+    from modegap.engine.moments import MomentsStore
     from modegap.stores import ActivationStore
 
 Kind = Literal["tokens", "pooled"]
+Source: TypeAlias = "ActivationStore | MomentsStore"
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The rows of the two laws.
+class LawInputs:
+    """The two laws, each from rows or from statistics of rows.
 
     Attributes:
         modal: store of the modal rows.
@@ -27,14 +29,28 @@ class Inputs:
         kind: `tokens` or `pooled`, the same on both sides.
     """
 
-    modal: ActivationStore
-    text: ActivationStore
+    modal: Source
+    text: Source
     point: str
     text_point: str
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs(LawInputs):
+    """The rows of the two laws."""
+
+    modal: ActivationStore
+    text: ActivationStore
+
+
 def resolve(modal: ActivationStore, text: ActivationStore, config: AlignConfig) -> Inputs:
+    """`resolve_laws` of two stores of rows."""
+    found = resolve_laws(modal, text, config)
+    return Inputs(modal, text, found.point, found.text_point, found.kind)
+
+
+def resolve_laws(modal: Source, text: Source, config: AlignConfig) -> LawInputs:
     """The rows to compare under the configured law.
 
     Raises:
@@ -52,16 +68,24 @@ def resolve(modal: ActivationStore, text: ActivationStore, config: AlignConfig) 
             f"{text_width}: two spaces; take a text baseline of the same decoder, or set text_point"
         )
     for name, store, point in (("modal", modal, config.point), ("text", text, text_point)):
-        n = store.rows(point, kind).n_valid_rows
+        n = _count(store, point, kind)
         if n < 2:
             raise StoreError(
                 f"the {name} store has {n} complete {kind} rows at {point}, a covariance needs two: resume "
                 "its extraction (modegap extract with the same options)"
             )
-    return Inputs(modal, text, config.point, text_point, kind)
+    return LawInputs(modal, text, config.point, text_point, kind)
 
 
-def _text_point(text: ActivationStore, config: AlignConfig) -> str:
+def _count(store: Source, point: str, kind: Kind) -> int:
+    from modegap.engine.moments import MomentsStore
+
+    if isinstance(store, MomentsStore):
+        return store.count(point, kind)
+    return store.rows(point, kind).n_valid_rows
+
+
+def _text_point(text: Source, config: AlignConfig) -> str:
     if config.law == "paper":
         found = next((p for p in ("llm_hidden_16", "llm_final") if p in text.points), None)
         if found is None:
@@ -80,7 +104,7 @@ def _text_point(text: ActivationStore, config: AlignConfig) -> str:
     return "text_embedding"
 
 
-def _kind(modal: ActivationStore, text: ActivationStore, text_point: str, config: AlignConfig) -> Kind:
+def _kind(modal: Source, text: Source, text_point: str, config: AlignConfig) -> Kind:
     held = [_kinds(modal.points[config.point].rows), _kinds(text.points[text_point].rows)]
     wanted: tuple[Kind, ...]
     if config.law == "paper":
@@ -103,6 +127,6 @@ def _kinds(rows: str) -> tuple[Kind, ...]:
     return ("tokens", "pooled") if rows == "both" else (cast(Kind, rows),)
 
 
-def _known(store: ActivationStore, point: str, which: str) -> None:
+def _known(store: Source, point: str, which: str) -> None:
     if point not in store.points:
         raise StoreError(f"{which}: {unknown_name('hook point', point, store.points)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ import torch
 from .canvas import ATTRIBUTES
 from .data import LabDataset
 from .grammar import PROMPT, named_digits
+
+if TYPE_CHECKING:
+    from modegap.engine.datasets import Dataset
 
 
 def score(model: Any, processor: Any) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def score(model: Any, processor: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def generate_captions(model: Any, processor: Any, dataset: LabDataset, batch: int = 60) -> list[str]:
+def generate_captions(model: Any, processor: Any, dataset: Dataset, batch: int = 60) -> list[str]:
     """One greedy caption a sample."""
     written: list[str] = []
     for start in range(0, len(dataset), batch):

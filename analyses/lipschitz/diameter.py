@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from modegap.analyses.distance.kernel import participation_ratio
+
 if TYPE_CHECKING:
     from modegap.stores import ActivationStore
 
@@ -90,8 +92,7 @@ def participation(x: Float) -> float:
     """
     centred = x - x.mean(axis=0)
     gram = centred @ centred.T if len(x) <= x.shape[1] else centred.T @ centred
-    squares = float(np.square(gram).sum())
-    return float(np.trace(gram)) ** 2 / squares if squares > 0 else 0.0
+    return participation_ratio(gram)
 
 
 def mean_rows(store: ActivationStore, point: str, samples: Sequence[int]) -> NDArray[np.float32]:

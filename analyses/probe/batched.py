@@ -17,6 +17,7 @@ from .splits import Codes, Request
 _BLOCK = 64  # rows standardised at a time: 1 MB at d = 4096, which stays in the cache between the passes
 # Part of the free device memory that the problems of one batch may take.
 _SHARE = 0.7
+_HOST = 2e9  # bytes, where that cannot be asked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +31,9 @@ class Job:
     audit: bool = False
 
 
-def fit_batched(x: torch.Tensor, jobs: Sequence[Job], *, tol: float, max_iter: int) -> list[list[Fitted]]:
+def fit_batched(
+    x: torch.Tensor, jobs: Sequence[Job], *, tol: float, max_iter: int, together: bool | None = None
+) -> list[list[Fitted]]:
     """Fit every request of every job: on a GPU side by side as far as the memory goes, on a CPU one by one.
 
     fp32, where the row space makes the Gram matrix of a split the operator while it has fewer than 2 d rows. A
@@ -41,11 +44,14 @@ def fit_batched(x: torch.Tensor, jobs: Sequence[Job], *, tol: float, max_iter: i
         jobs: the splits.
         tol: largest |gradient of the mean loss| to stop at.
         max_iter: iterations to stop at.
+        together: side by side or one by one; None goes by the device.
     """
     out: list[list[Fitted]] = []
+    if together is None:
+        together = x.device.type != "cpu"
     with _full_precision():
-        for group in _groups(x, jobs):
-            out += _fit_group(x, group, tol, max_iter)
+        for group in _groups(x, jobs) if together else ([job] for job in jobs):
+            out += _fit_group(x, group, tol, max_iter, together=together)
     return out
 
 
@@ -88,7 +94,9 @@ def uses_gram(n: int, width: int) -> bool:
     return n < 2 * width
 
 
-def _fit_group(x: torch.Tensor, jobs: Sequence[Job], tol: float, max_iter: int) -> list[list[Fitted]]:
+def _fit_group(
+    x: torch.Tensor, jobs: Sequence[Job], tol: float, max_iter: int, *, together: bool
+) -> list[list[Fitted]]:
     problems: list[Problem] = []
     tested: list[torch.Tensor] = []
     for job in jobs:
@@ -99,7 +107,7 @@ def _fit_group(x: torch.Tensor, jobs: Sequence[Job], tol: float, max_iter: int) 
             tested.append(rows)
     # By row space or not; on the host one by one, where the working set of one problem already fills the cache.
     found: dict[int, Solution] = {}
-    for batch in _batches(problems, together=x.device.type != "cpu"):
+    for batch in _batches(problems, together=together):
         solutions = minimise([problems[i] for i in batch], tol=tol, max_iter=max_iter)
         found |= dict(zip(batch, solutions, strict=True))
     out, at = [], 0
@@ -196,11 +204,8 @@ def _batches(problems: Sequence[Problem], *, together: bool) -> Iterator[list[in
 
 
 def _groups(x: torch.Tensor, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Jobs that fit in the device's memory together; on the host one at a time."""
-    if x.device.type == "cpu":
-        yield from ([job] for job in jobs)
-        return
-    room = _SHARE * torch.cuda.mem_get_info(x.device)[0]
+    """Jobs that fit in the device's memory together."""
+    room = _SHARE * torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else _HOST
     group: list[Job] = []
     taken = 0.0
     for job in jobs:

@@ -19,7 +19,8 @@ class ProbeConfig:
         test_fraction: share of the samples to test on.
         max_iter: iterations of L-BFGS; None is 1000 (the paper's law: 100).
         law: `paper` fits as the published scripts do: C = 1 / (1e-4 n_train), splits from one generator.
-        n_jobs: seeds fitted at a time, on threads.
+        n_jobs: splits fitted at a time, on threads; None is 1 for scikit-learn, and for the batched solver one a core
+            as far as the memory goes.
         retention: (from, to) hook points of the retention.
         group: label column whose samples stay on one side of every split (a speaker, a scanned page), so that a
             probe cannot recognise the test samples' group instead of their class.
@@ -43,7 +44,7 @@ class ProbeConfig:
     test_fraction: float = 0.2
     max_iter: int | None = None
     law: Literal["default", "paper"] = "default"
-    n_jobs: int = 1
+    n_jobs: int | None = None
     retention: tuple[str, str] = ("adapter_output", "llm_final")
     group: str | None = None
     solver: Literal["auto", "sklearn", "batched"] = "auto"
@@ -69,7 +70,7 @@ class ProbeConfig:
             raise ValueError("seeds: got none, expected at least one")
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction: got {self.test_fraction}, expected a number between 0 and 1")
-        if self.n_jobs < 1:
+        if self.n_jobs is not None and self.n_jobs < 1:
             raise ValueError(f"n_jobs: got {self.n_jobs}, expected at least 1")
         if self.max_iter is not None and self.max_iter < 1:
             raise ValueError(f"max_iter: got {self.max_iter}, expected at least 1")
@@ -81,7 +82,7 @@ class ProbeConfig:
             raise ValueError(f"calibration: got {self.calibration}, expected 0 or at least 2 folds")
         if not 0 < self.level < 1:
             raise ValueError(f"level: got {self.level}, expected a number between 0 and 1")
-        if self.solver == "sklearn" and self.device is not None and not self.device.startswith("cpu"):
+        if self.solver == "sklearn" and self.on_device:
             raise ValueError(
                 f"solver='sklearn' computes on the host, got device={self.device!r}; drop one of the two"
             )
@@ -90,6 +91,11 @@ class ProbeConfig:
     def iterations(self) -> int:
         """The iterations L-BFGS may take."""
         return self.max_iter or (100 if self.law == "paper" else 1000)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the fits are computed away from the host."""
+        return self.device is not None and not self.device.startswith("cpu")
 
     def strength(self, n_train: int) -> float:
         """The C of a fit to `n_train` samples."""

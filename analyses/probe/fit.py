@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,12 @@ __all__ = ["CellFit", "Labelled", "Scores", "fit_point", "splits"]
 # Multiply-adds of one pass over the rows below which threads cost more than they save: each of L-BFGS's hundreds of
 # passes wakes them. Measured on two busy cores, 1,152 x 128 with 8 classes: 0.2 s on one thread, 17 s on two.
 _THREADED = 2**26
-# Multiply-adds of one pass from which the batched solver is the faster one on a CPU.
-_BATCHED = 2**24
+# The batched solver is the faster one on a CPU from so many multiply-adds a pass, where its Gram matrix is the
+# smaller operand. Measured on one core, ms a fit, scikit-learn and batched: 600 x 256, 8 classes (2^20) 31 and 65;
+# 600 x 1,024, 8 classes (2^22) 91 and 76; 2,000 x 256, 16 classes, more than 2 d rows, 89 and 150.
+_BATCHED = 2**22
+# Bytes that the seeds fitted at a time may take together where their number is not given.
+_MEMORY = 2e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +94,29 @@ class CellFit:
     why: str
 
 
-def choose(work: int, config: ProbeConfig) -> tuple[str, str]:
-    """(solver, why) for cells of `work` = n_train d K multiply-adds a pass."""
+def choose(n_train: int, width: int, classes: int, config: ProbeConfig) -> tuple[str, str]:
+    """(solver, why) for fits of n_train rows of `width` channels."""
+    work = n_train * width * classes
     if config.solver != "auto":
         return config.solver, "asked for"
-    if config.device is not None and not config.device.startswith("cpu"):
+    if config.on_device:
         return "batched", f"the rows are on {config.device}"
     if config.law == "paper":
         return "sklearn", "the paper's law: scikit-learn's own iterates, stopped where its scripts stop"
+    if n_train >= 2 * width:
+        return "sklearn", f"{n_train:,} rows, at least twice the {width:,} channels"
     if work < _BATCHED:
         return "sklearn", f"{work:,} multiply-adds a pass, fewer than {_BATCHED:,}"
-    return "batched", f"{work:,} multiply-adds a pass, at least {_BATCHED:,}"
+    return "batched", f"{work:,} multiply-adds a pass, at least {_BATCHED:,}, and fewer rows than 2 d"
 
 
-def fit_point(x: NDArray[np.float32], cells: Sequence[Labelled], config: ProbeConfig) -> list[CellFit]:
-    """Scores of every seed of the cells of one hook point.
+def fit_point(x: NDArray[np.float32], cells: Sequence[Labelled], config: ProbeConfig) -> Iterator[CellFit]:
+    """Scores of every seed of the cells of one hook point, one cell after the other.
 
-    On a GPU all splits of the point are fitted side by side. On the host the seeds of a cell run on
-    `config.n_jobs` threads; large problems get an equal share of the cores each for their linear algebra, small
-    ones one core. A running seed holds one z-scored copy of its rows and, in the batched solver with fewer than 2 d
-    rows, their Gram matrix.
+    On a GPU all splits of the point are fitted side by side. On the host `config.n_jobs` splits are fitted at a
+    time, on threads, with an equal share of the cores each for their linear algebra, small ones with one core. A
+    running split holds one z-scored copy of its rows and, in the batched solver with fewer than 2 d rows, their
+    Gram matrix.
 
     Args:
         x: pooled rows of all samples [N, d].
@@ -117,34 +124,46 @@ def fit_point(x: NDArray[np.float32], cells: Sequence[Labelled], config: ProbeCo
         config: the options.
     """
     planned = [tasks(c.keep, c.codes, config, c.groups, c.kinds) for c in cells]
-    chosen = [
-        choose(len(plan[0].train) * x.shape[1] * (int(cell.codes.max()) + 1), config)
-        for plan, cell in zip(planned, cells, strict=True)
+    shapes = [
+        (len(p[0].train), x.shape[1], int(c.codes.max()) + 1) for p, c in zip(planned, cells, strict=True)
     ]
-    if config.device is not None and not config.device.startswith("cpu"):
-        fitted = _on_device(x, planned, config)
-    else:
-        fitted = [_on_host(x, plan, config, name) for plan, (name, _) in zip(planned, chosen, strict=True)]
-    return [
-        CellFit(tuple(_scores(t, f) for t, f in zip(plan, fits, strict=True)), name, why)
-        for plan, fits, (name, why) in zip(planned, fitted, chosen, strict=True)
-    ]
+    chosen = [choose(*shape, config) for shape in shapes]
+    fits = (
+        iter(_on_device(x, planned, config))
+        if config.on_device
+        else _on_host(x, planned, shapes, chosen, config)
+    )
+    for plan, (name, why) in zip(planned, chosen, strict=True):
+        yield CellFit(tuple(_scores(task, next(fits)) for task in plan), name, why)
 
 
 def _on_host(
-    x: NDArray[np.float32], plan: Sequence[Task], config: ProbeConfig, solver: str
-) -> list[list[Fitted]]:
+    x: NDArray[np.float32],
+    planned: Sequence[Sequence[Task]],
+    shapes: Sequence[tuple[int, int, int]],
+    chosen: Sequence[tuple[str, str]],
+    config: ProbeConfig,
+) -> Iterator[list[Fitted]]:
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    jobs = min(config.n_jobs, len(plan))
-    work = len(plan[0].train) * x.shape[1] * (int(plan[0].codes[0].max()) + 1)
-    threads = max(1, (os.cpu_count() or 1) // jobs) if work >= _THREADED else 1
+    cores = os.cpu_count() or 1
+    jobs = config.n_jobs
+    if jobs is None:
+        # Products of 40 columns gain little from a second thread, a second split twice the speed.
+        rows = max((n for n, _, _ in shapes), default=0)
+        room = int(_MEMORY // max(4 * rows * (x.shape[1] + min(rows, 2 * x.shape[1])), 1))
+        batched = any(name == "batched" for name, _ in chosen)
+        jobs = max(1, min(cores, room)) if batched else 1
+    jobs = min(jobs, max(sum(map(len, planned)), 1))
+    large = max((n * d * k for n, d, k in shapes), default=0) >= _THREADED
+    threads = max(1, cores // jobs) if large else 1
     with threadpool_limits(threads):
-        found: list[list[Fitted]] = Parallel(n_jobs=jobs, prefer="threads")(
-            delayed(_one)(x, task, config, solver, threads, first=i == 0) for i, task in enumerate(plan)
+        yield from Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(
+            delayed(_one)(x, task, config, name, threads, first=i == 0)
+            for plan, (name, _) in zip(planned, chosen, strict=True)
+            for i, task in enumerate(plan)
         )
-    return found
 
 
 def _one(
@@ -169,15 +188,14 @@ def _one(
 
 def _on_device(
     x: NDArray[np.float32], planned: Sequence[Sequence[Task]], config: ProbeConfig
-) -> list[list[list[Fitted]]]:
+) -> list[list[Fitted]]:
     import torch
 
     from .batched import fit_batched
 
     jobs = [_job(task, config, audit=i == 0) for plan in planned for i, task in enumerate(plan)]
     rows: torch.Tensor = torch.from_numpy(x).to(config.device)
-    found = iter(fit_batched(rows, jobs, tol=config.tol, max_iter=config.iterations))
-    return [[next(found) for _ in plan] for plan in planned]
+    return fit_batched(rows, jobs, tol=config.tol, max_iter=config.iterations)
 
 
 def _job(task: Task, config: ProbeConfig, *, audit: bool) -> Job:

@@ -115,11 +115,9 @@ def _point(
             found[label] = _labelled(x, label, known, config, groups, kinds, finite=finite)
         except LabelProblem as problem:
             yield label, Cell(point, label, message=str(problem), notes=known.notes), None
-    # A GPU takes all labels at once; the host one by one, so that the progress shows.
-    together = config.device is not None and not config.device.startswith("cpu")
-    for labels in [list(found)] if together and found else [[label] for label in found]:
-        for label, fit in zip(labels, fit_point(x, [found[k][0] for k in labels], config), strict=True):
-            yield label, _cell(point, label, *found[label], fit, config), fit
+    fits = fit_point(x, [cell for cell, _ in found.values()], config)
+    for (label, (cell, notes)), fit in zip(found.items(), fits, strict=True):
+        yield label, _cell(point, label, cell, notes, fit, config), fit
 
 
 def _labelled(

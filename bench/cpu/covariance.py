@@ -116,7 +116,8 @@ def gram_cases(d: int) -> Iterator[Case]:
     narrow, workspace = torch.zeros(d, d), Workspace()
 
     def ours(x: torch.Tensor) -> torch.Tensor:
-        covariance_update(x, master.zero_(), workspace=workspace)
+        master.numpy().fill(0.0)
+        covariance_update(x, master, workspace=workspace)
         return master
 
     def fixed(
@@ -162,7 +163,8 @@ def cross_cases(d: int) -> Iterator[Case]:
     narrow, workspace = torch.zeros(d, d), Workspace()
 
     def ours(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        cross_update(a, b, master.zero_(), workspace=workspace)
+        master.numpy().fill(0.0)
+        cross_update(a, b, master, workspace=workspace)
         return master
 
     def double(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,27 @@ def covariance_cases(d: int) -> Iterator[Case]:
         ),
         missing=missing,
     )
+    fast = torch.zeros_like(gram)
+
+    def ours_fast(x: torch.Tensor) -> torch.Tensor:
+        covariance_update(x, fast, mode="fast")
+        return fast
+
+    obvious = "torch.cov(x.float().T) * n"
+    yield Case(
+        "covariance fast",
+        d,
+        {
+            "modegap fast": [lambda x=x: ours_fast(x) for x in inputs],
+            library: [lambda x=x: torch.mm(x.T, x, out_dtype=F32) for x in inputs],
+            obvious: [lambda x=x: (torch.cov(x.float().T, correction=0) * ROWS,) for x in inputs],
+        },
+        error,
+        1e-3,  # a kernel that chains: the one for Hopper does not
+        bytes=2.0 * ROWS * d + 16.0 * d * d,
+        flops=1.0 * ROWS * d * (d + 1),
+        repeats=9,
+    )
     wide = inputs[0][:8192].double()
     exact = torch.zeros(d, d, dtype=F64, device="cuda")
     check = wide.T @ wide

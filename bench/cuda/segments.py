@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.harness import Case
-from modegap.kernels import absmax, gradient_norms, masked_mean, stage
-from modegap.kernels.stage.triton import stage_and_sum
+from modegap.kernels import absmax, gradient_norms, masked_mean, stage, stage_and_sum
 
 from .data import F32, ROWS, basis, relative
 
@@ -33,15 +32,11 @@ def segment_cases(d: int) -> Iterator[Case]:
     def joined(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return torch.cat([pair[0][:, None], pair[1]], dim=1)
 
-    from modegap.kernels.gradient_norms.triton import gradient_norms as unchecked
-    from modegap.kernels.masked_mean.triton import masked_mean as unchecked_mean
-
     yield Case(
         "gradient norms, 64 projections",
         d,
         {
-            "modegap kernel": [lambda g=g: unchecked(g, ends, U) for g in inputs],
-            "modegap checked": [lambda g=g: gradient_norms(g, ends, U) for g in inputs],
+            "modegap": [lambda g=g: gradient_norms(g, ends, U) for g in inputs],
             "vector_norm + matmul": [lambda g=g: separate(g) for g in inputs],
             "float().norm() only": [lambda g=g: g.view(B, -1).float().norm(dim=1) for g in inputs],
             "vector_norm only": [
@@ -65,8 +60,7 @@ def segment_cases(d: int) -> Iterator[Case]:
         "masked mean",
         d,
         {
-            "modegap kernel": [lambda x=x: unchecked_mean(x, mask) for x in views],
-            "modegap checked": [lambda x=x: masked_mean(x, mask) for x in views],
+            "modegap": [lambda x=x: masked_mean(x, mask) for x in views],
             "(x.float() * m).sum(1) / n": [
                 lambda x=x: (x.float() * weights).sum(1) / weights.sum(1) for x in views
             ],

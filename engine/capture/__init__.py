@@ -9,11 +9,14 @@ if TYPE_CHECKING:
     from .capturer import Block, Capturer
     from .config import ExtractConfig
     from .extraction import extract
-    from .ledger import read_retries
+    from .ledger import read_retries, read_skipped
     from .parity import Parity, check_parity
     from .recorder import Recorder, record
+    from .schedule import Batching
+    from .statistics import extract_moments
 
 _HOME = {
+    "Batching": "schedule",
     "Block": "capturer",
     "Capturer": "capturer",
     "ExtractConfig": "config",
@@ -21,11 +24,14 @@ _HOME = {
     "Recorder": "recorder",
     "check_parity": "parity",
     "extract": "extraction",
+    "extract_moments": "statistics",
     "read_retries": "ledger",
+    "read_skipped": "ledger",
     "record": "recorder",
 }
 
 __all__ = [
+    "Batching",
     "Block",
     "Capturer",
     "ExtractConfig",
@@ -33,7 +39,9 @@ __all__ = [
     "Recorder",
     "check_parity",
     "extract",
+    "extract_moments",
     "read_retries",
+    "read_skipped",
     "record",
 ]
 

@@ -94,26 +94,37 @@ def check_parity(
         plain = _plain_forward(loaded, points, inputs)
         for point in points:
             block = blocks[point.name]
-            gap = _differences(point, sample, block.x[index][block.mask[index]], plain[point.name], dtype)
-            if not gap[1] <= limit:
-                raise EngineError(
-                    f"parity check failed at {point.name} ({point.module_path}): sample {sample.id!r} is "
-                    f"{gap[1]:.2g} of a row's norm away from a plain forward, allowed is {limit:.2g}; name "
-                    "the module of this point with points=, or report the model"
-                )
+            gap = compared(point, sample.id, block.rows(index), plain[point.name], dtype, limit)
             worst[point.name] = (max(worst[point.name][0], gap[0]), max(worst[point.name][1], gap[1]))
     return {name: Parity(*gap, limit, len(samples)) for name, gap in worst.items()}
 
 
-def _differences(
-    point: HookPoint, sample: Sample, captured: torch.Tensor, plain: torch.Tensor, dtype: str
+def compared(
+    point: HookPoint, sample_id: str, captured: torch.Tensor, plain: torch.Tensor, dtype: str, limit: float
 ) -> tuple[float, float]:
-    """Largest difference of a value, and of a row relative to its norm, from a plain forward's [t, d]."""
+    """Largest difference of a value, and of a row relative to its norm, from a plain forward's [t, d].
+
+    Raises:
+        EngineError: the latter is above `limit`, or the number of rows differs; names point and sample.
+    """
+    gap = _differences(point, sample_id, captured, plain, dtype)
+    if not gap[1] <= limit:
+        raise EngineError(
+            f"parity check failed at {point.name} ({point.module_path}): sample {sample_id!r} is {gap[1]:.2g} of "
+            f"a row's norm away from a plain forward, allowed is {limit:.2g}; name the module of this point with "
+            "points=, or report the model"
+        )
+    return gap
+
+
+def _differences(
+    point: HookPoint, sample_id: str, captured: torch.Tensor, plain: torch.Tensor, dtype: str
+) -> tuple[float, float]:
     ours, scale = _stored(captured, dtype)
     # encoders pad to a fixed length: the plain forward may have more rows, the sample's own come first
     if len(plain) < len(ours) or (point.stream == "llm" and len(plain) != len(ours)):
         raise EngineError(
-            f"parity check failed at {point.name}: sample {sample.id!r} has {len(ours)} rows, a plain "
+            f"parity check failed at {point.name}: sample {sample_id!r} has {len(ours)} rows, a plain "
             f"forward {len(plain)}; name the module of this point with points="
         )
     theirs = plain[: len(ours)].double().to(ours.device)

@@ -18,7 +18,7 @@ from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
 
 from .capturer import Capturer
-from .config import Rows
+from .config import Pool, Rows
 from .rows import Array, HostRows, host_rows, token_columns
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class Recorder:
         path: Path,
         rows: Rows,
         dtype: Literal["float16", "float32"],
+        pool: Pool = "all",
     ) -> None:
         """Use `record` instead."""
-        self.loaded, self.rows, self.dtype = loaded, rows, dtype
+        self.loaded, self.rows, self.dtype, self.pool = loaded, rows, dtype, pool
         self.points = loaded.select(points)
         self.capturer = Capturer(loaded, self.points)
         self.ids: list[str] = []
@@ -83,7 +84,10 @@ class Recorder:
         if twice is not None:
             raise EngineError(f"sample {twice!r} was recorded before; give every sample its own id")
         blocks = self.capturer(inputs)
-        rows = {name: host_rows(block, self.rows) for name, block in blocks.items()}
+        rows = {
+            name: host_rows(block, self.rows, inputs.ids, name=name, pool=self.pool)
+            for name, block in blocks.items()
+        }
         for point in self.points:
             block = blocks[point.name]
             width = self._widths.setdefault(point.name, int(block.x.shape[-1]))
@@ -189,7 +193,8 @@ class Recorder:
             model=self.loaded.name,
             revision=self.loaded.revision,
             dtype=str(self.loaded.dtype).removeprefix("torch."),
-            config={"points": [point.name for point in self.points], "rows": self.rows},
+            config={"points": [point.name for point in self.points], "rows": self.rows, "pool": self.pool},
+            pool=self.pool,
             family=self.loaded.family,
             modules={point.name: f"{point.module_path}:{point.pick}" for point in self.points},
         )
@@ -253,6 +258,7 @@ def record(
     rows: Rows = "both",
     *,
     dtype: Literal["float16", "float32"] = "float16",
+    pool: Pool = "all",
 ) -> Iterator[Recorder]:
     """Records every batch that the block passes to `rec(batch)`, and writes the store when the block ends.
 
@@ -265,6 +271,7 @@ def record(
         store: folder of the store; must not exist.
         rows: every token row, one mean row a sample, or both.
         dtype: of the stored rows.
+        pool: the mean row is over all tokens of a sample, or over those that stand for its media.
 
     Raises:
         EngineError: an unknown hook point, an existing store, or nothing recorded.
@@ -274,7 +281,7 @@ def record(
     path = Path(store).expanduser()
     if path.exists():
         raise EngineError(f"{path} exists; choose another store or delete it")
-    recorder = Recorder(model, points, path, rows, dtype)
+    recorder = Recorder(model, points, path, rows, dtype, pool)
     try:
         with recorder.capturer:
             yield recorder

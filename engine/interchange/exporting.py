@@ -6,17 +6,30 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from modegap.engine.errors import EngineError
 from modegap.stores import ActivationStore, RowArray, aligned_empty
 
-from .formats import BLOCK_BYTES, LENGTH, Planned, as_json, format_of, sidecar_of
+from .formats import (
+    BLOCK_BYTES,
+    COLUMNS,
+    IDS,
+    LENGTH,
+    MODALITY,
+    POOLED,
+    Planned,
+    as_json,
+    format_of,
+    sidecar_of,
+)
 from .sinks import write_arrays
+from .tables import chosen, write_dataset
 
 Progress = Callable[[int, int], None]
+Kinds = Literal["pooled", "tokens", "both"]
 
 
 def export_store(
@@ -25,30 +38,33 @@ def export_store(
     *,
     format: str | None = None,
     points: Sequence[str] | None = None,
-    rows: Literal["pooled", "tokens"] | None = None,
+    rows: Kinds | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the true values of a store's rows to `out`, ids and labels to a JSON file; return `out`.
 
-    HDF5 holds float32; all others the stored dtype, or float32 for a point with scaled chunks. `out` appears
-    complete or not at all. Memory: one block of 16 MiB.
+    HDF5 holds float32 and, of pooled rows, is the layout of the published scripts; all others hold the stored
+    dtype, or float32 for a point with scaled chunks. Token rows come with lengths, token ids and modality.
+    With `rows="both"`, or with `import_store` of what they hold, nothing of a store is lost but its chunks.
+    `out` appears complete or not at all. Memory: one block of 16 MiB.
 
     Args:
         store: a complete store.
-        out: file, or for npy and raw a folder.
+        out: file, or for npy, raw and datasets a folder.
         format: one of `FORMATS`, unless the suffix says it.
         points: names; all that have these rows unless given.
-        rows: "pooled" or "tokens"; pooled unless given, where the store has them.
-        progress: called as progress(bytes done, bytes).
+        rows: "pooled", "tokens" or "both" (all that each point has; pooled rows then are `<point>.pooled`
+            where there are token rows too); pooled unless given, where the store has them.
+        progress: called as progress(bytes done, bytes), for datasets in samples.
 
     Raises:
-        EngineError: `out` exists, the store is incomplete, or no point has such rows.
+        EngineError: `out` exists, the store is incomplete, no point has such rows, or a package is missing.
         StoreError: an unknown point, or a damaged chunk. ValueError: bad arguments.
     """
     path = Path(out)
     kind = format_of(path, format)
-    if kind in ("npy", "raw") and path.suffix:
-        raise ValueError(f"{kind} goes to a folder with a file for each array: leave the suffix off {path}")
+    if kind in ("npy", "raw", "datasets") and path.suffix:
+        raise ValueError(f"{kind} goes to a folder: leave the suffix off {path}")
     beside = sidecar_of(path, kind)
     for taken in (path, beside):
         if taken.exists():
@@ -57,22 +73,13 @@ def export_store(
         raise EngineError(
             f"{store.n_complete} of {len(store.samples)} samples of {store.path} are complete: resume it"
         )
-    chosen = _chosen(store, points, rows)
-    planned, lengths = _planned(chosen, wide=kind == "hdf5")
-    total, done = sum(array.nbytes for array in planned.values()), 0
-
-    def blocks(name: str) -> Iterator[np.ndarray]:
-        nonlocal done
-        source = iter((lengths[name],)) if name in lengths else _blocks(chosen[name], planned[name].dtype)
-        for block in source:
-            yield block
-            done += block.nbytes
-            if progress is not None:
-                progress(done, total)
-
-    described = {
+    arrays = _arrays(store, points, rows, kind)
+    planned, sources = _planned(arrays, wide=kind == "hdf5")
+    streams = {name: store.points[name].stream for name in arrays if name in store.points}
+    described: dict[str, Any] = {
         "format": kind,
         "arrays": {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in planned.items()},
+        "streams": {name: stream for name, stream in streams.items() if name + LENGTH in planned},
         "sample_ids": store.samples,
         "labels": {name: {"kind": c.kind, "values": list(c.values)} for name, c in store.labels.items()},
         "provenance": store.provenance,
@@ -81,7 +88,10 @@ def export_store(
     _remove(part)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(part, kind, planned, blocks, store.provenance)
+        if kind == "datasets":
+            write_dataset(store, part, arrays, None if rows == "both" else rows, progress)
+        else:
+            write_arrays(part, kind, planned, _reporting(planned, sources, progress), store)
         target = part / beside.name if beside.parent == path else beside
         target.write_text(as_json(described))
         part.rename(path)
@@ -93,46 +103,78 @@ def export_store(
     return path
 
 
-def _chosen(
-    store: ActivationStore, points: Sequence[str] | None, rows: Literal["pooled", "tokens"] | None
+def _arrays(
+    store: ActivationStore, points: Sequence[str] | None, rows: Kinds | None, kind: str
 ) -> dict[str, RowArray]:
-    if rows not in (None, "pooled", "tokens"):
-        raise ValueError(f"rows must be 'pooled' or 'tokens', got {rows!r}")
-    if points is not None:
-        kinds = {name: store.rows(name, rows or _usual(store, name)) for name in points}
+    """Return the rows to write by the name of their array."""
+    if rows != "both":
+        arrays = chosen(store, points, rows)
+    elif kind == "datasets":
+        raise ValueError("a data set has either rows of a point: choose rows 'pooled' or 'tokens'")
     else:
-        pooled = any(info.rows != "tokens" for info in store.points.values())
-        kind: Literal["pooled", "tokens"] = rows or ("pooled" if pooled else "tokens")
-        kinds = {
-            name: store.rows(name, kind) for name, info in store.points.items() if info.rows in (kind, "both")
-        }
-    if not kinds:
-        raise EngineError(f"no point of {store.path} has {rows} rows: choose the others with --rows")
-    return kinds
+        arrays = {}
+        for name in store.points if points is None else points:
+            one = chosen(store, [name], None)[name]
+            both = store.points[name].rows == "both"
+            arrays |= {name: store.rows(name), name + POOLED: one} if both else {name: one}
+    for name in store.points:
+        if name in arrays and name.endswith((*COLUMNS, POOLED)):
+            raise ValueError(f"point {name!r} has a name that means something else in a file: leave it out")
+    return arrays
 
 
-def _usual(store: ActivationStore, point: str) -> Literal["pooled", "tokens"]:
-    return "tokens" if point in store.points and store.points[point].rows == "tokens" else "pooled"
+Source = Callable[[], Iterator[np.ndarray]]
 
 
-def _planned(chosen: dict[str, RowArray], *, wide: bool) -> tuple[dict[str, Planned], dict[str, np.ndarray]]:
-    planned, lengths = {}, {}
-    for name, rows in chosen.items():
+def _planned(arrays: dict[str, RowArray], *, wide: bool) -> tuple[dict[str, Planned], dict[str, Source]]:
+    planned: dict[str, Planned] = {}
+    sources: dict[str, Source] = {}
+    for name, rows in arrays.items():
         scaled = any(rows.scale(chunk) != 1.0 for chunk in range(rows.n_chunks))
-        planned[name] = Planned(rows.shape, np.dtype(np.float32) if wide or scaled else rows.dtype)
-        counted = rows.lengths()
-        if counted is not None:
-            planned[name + LENGTH] = Planned(counted.shape, np.dtype(np.int64))
-            lengths[name + LENGTH] = counted
-    return planned, lengths
+        dtype: np.dtype = np.dtype(np.float32) if wide or scaled else rows.dtype
+        planned[name] = Planned(rows.shape, dtype)
+        sources[name] = lambda rows=rows, dtype=dtype: _blocks(rows, dtype)  # type: ignore[misc]
+        lengths = rows.lengths()
+        if lengths is not None:
+            sizes = {LENGTH: len(lengths), IDS: rows.shape[0], MODALITY: rows.shape[0]}
+            planned |= {name + suffix: Planned((n,), COLUMNS[suffix]) for suffix, n in sizes.items()}
+            sources[name + LENGTH] = lambda lengths=lengths: iter((lengths,))  # type: ignore[misc]
+            sources[name + IDS] = lambda read=rows.token_ids, n=rows.shape[0]: _column(read, n)  # type: ignore[misc]
+            sources[name + MODALITY] = lambda read=rows.modality, n=rows.shape[0]: _column(read, n)  # type: ignore[misc]
+    return planned, sources
 
 
 def _blocks(rows: RowArray, dtype: np.dtype) -> Iterator[np.ndarray]:
     size = max(1, BLOCK_BYTES // (rows.shape[1] * dtype.itemsize))
+    # Whole chunks, so that each is read and checked once, where they fit.
+    size = max(size - size % rows.chunk_rows, min(size, rows.chunk_rows))
     buffer = aligned_empty((size, rows.shape[1]), dtype)
     for start in range(0, rows.shape[0], size):
         stop = min(start + size, rows.shape[0])
         yield rows.read(start, stop, buffer[: stop - start])
+
+
+def _column(read: Callable[[int, int], np.ndarray | None], n_rows: int) -> Iterator[np.ndarray]:
+    for start in range(0, n_rows, BLOCK_BYTES // 4):
+        found = read(start, min(start + BLOCK_BYTES // 4, n_rows))
+        assert found is not None
+        yield found
+
+
+def _reporting(
+    planned: dict[str, Planned], sources: dict[str, Source], progress: Progress | None
+) -> Callable[[str], Iterator[np.ndarray]]:
+    total, done = sum(array.nbytes for array in planned.values()), 0
+
+    def blocks(name: str) -> Iterator[np.ndarray]:
+        nonlocal done
+        for block in sources[name]():
+            yield block
+            done += block.nbytes
+            if progress is not None:
+                progress(done, total)
+
+    return blocks
 
 
 def _remove(path: Path) -> None:

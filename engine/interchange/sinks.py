@@ -10,23 +10,28 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .formats import Format, Planned, attributes_of, h5py
+from modegap.stores import ActivationStore
+
+from .formats import POOLED, Format, Planned, attributes_of, h5py
+from .paper import write_samples
 
 Blocks = Callable[[str], Iterator[np.ndarray]]
 
-_SAFETENSORS = {"float16": "F16", "float32": "F32", "int64": "I64"}
+_SAFETENSORS = {"float16": "F16", "float32": "F32", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
 def write_arrays(
-    path: Path, kind: Format, planned: Mapping[str, Planned], blocks: Blocks, metadata: Mapping[str, Any]
+    path: Path, kind: Format, planned: Mapping[str, Planned], blocks: Blocks, store: ActivationStore
 ) -> None:
     """Write every planned array, whose rows `blocks(name)` yields in order, to a new file or folder.
+
+    What the format can say of the store's samples and provenance goes with them.
 
     Raises:
         EngineError: h5py is missing. OSError: the disk is full or read-only.
     """
     if kind == "hdf5":
-        _hdf5(path, planned, blocks, metadata)
+        _hdf5(path, planned, blocks, store)
     elif kind == "npz":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, array in planned.items():
@@ -34,7 +39,7 @@ def write_arrays(
                     _npy(member, array, blocks(name))  # type: ignore[arg-type]  # a writable binary file
     elif kind == "safetensors":
         with path.open("wb") as file:
-            file.write(_safetensors_header(planned, metadata))
+            file.write(_safetensors_header(planned, store.provenance))
             for name in planned:
                 _dump(file, blocks(name))
     else:
@@ -72,10 +77,8 @@ def _safetensors_header(planned: Mapping[str, Planned], metadata: Mapping[str, A
     return len(text).to_bytes(8, "little") + text
 
 
-def _hdf5(path: Path, planned: Mapping[str, Planned], blocks: Blocks, metadata: Mapping[str, Any]) -> None:
-    """The published scripts' layout: float32 [samples, width] at the root, chunks of 256 rows."""
+def _hdf5(path: Path, planned: Mapping[str, Planned], blocks: Blocks, store: ActivationStore) -> None:
     with h5py().File(path, "w") as file:
-        file.attrs.update(attributes_of(metadata))
         for name, array in planned.items():
             chunks = (max(1, min(256, array.shape[0])), *array.shape[1:]) if array.shape[0] else None
             made = file.create_dataset(name, array.shape, array.dtype, chunks=chunks)
@@ -83,3 +86,9 @@ def _hdf5(path: Path, planned: Mapping[str, Planned], blocks: Blocks, metadata: 
             for block in blocks(name):
                 made[at : at + len(block)] = block
                 at += len(block)
+        widths = {
+            name: array.shape[1]
+            for name, array in planned.items()
+            if len(array.shape) == 2 and not name.endswith(POOLED)
+        }
+        write_samples(file, store.samples, store.labels, widths, store.provenance)

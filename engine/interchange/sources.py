@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,73 +15,94 @@ import numpy as np
 
 from modegap.engine.errors import EngineError
 
-from .formats import LENGTH, Format, Rows, h5py, read_sidecar, sidecar_of
+from .content import Content
+from .formats import Rows, Source, h5py, is_file_name, read_sidecar, sidecar_of
+from .npz import opened_npz
+from .paper import read_hdf5
+from .stored import opened_store
+from .tables import opened_dataset
+from .zarrs import opened_zarr
+
+_BAD = (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
-def opened(
-    path: Path, kind: Format, *, width: int | None = None, dtype: str = "float16"
-) -> Iterator[tuple[dict[str, Rows], dict[str, Any]]]:
-    """Yield the arrays of a path by name and its metadata (HDF5 attributes, and the sidecar's "provenance").
+def opened(path: str, kind: Source, *, width: int | None = None, dtype: str = "float16") -> Iterator[Content]:
+    """Yield what a path holds; only the rows that are asked for are read.
 
-    `width` and `dtype` describe a single raw file. An npz is read whole, of all others only the rows that
-    are asked for.
+    `width` and `dtype` describe a single raw file.
 
     Raises:
-        EngineError: no such file, or not one of this format.
+        EngineError: no such file, not one of this format, or damaged (also while its rows are read).
+        StoreError: a store, or what is inside it, cannot be read.
     """
-    if not path.exists():
+    place = Path(path)
+    if "://" not in path and not place.exists():
         raise EngineError(f"no file at {path}: check the path")
     with ExitStack() as stack:
-        beside: dict[str, Any] = dict(read_sidecar(sidecar_of(path, kind)).get("provenance", {}))
-        metadata: dict[str, Any] = {}
         try:
-            if kind == "hdf5":
-                file = stack.enter_context(h5py().File(path, "r"))
-                arrays: dict[str, Rows] = {name: file[name] for name in file if hasattr(file[name], "shape")}
-                metadata = {key: _decoded(value) for key, value in file.attrs.items()}
-            elif kind == "safetensors":
-                arrays, metadata = _safetensors(path, stack)
-            elif kind == "npz":
-                npz = stack.enter_context(np.load(path, allow_pickle=False))
-                arrays = {name: npz[name] for name in npz.files}
-            elif kind == "npy":
-                files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-                arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
-            else:
-                arrays = _raw(path, width, dtype)
-        except (ValueError, TypeError, OSError, KeyError) as error:
+            content = _open(path, place, kind, stack, width, dtype)
+        except _BAD as error:
             raise EngineError(f"cannot read {path} as {kind} ({' '.join(str(error).split())})") from None
-        yield arrays, metadata | beside
-
-
-def _decoded(value: Any) -> Any:
-    """Return an HDF5 attribute as JSON can hold it; text that is JSON was written as such."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, str):
+        if kind != "store" and "://" not in path:
+            beside = sidecar_of(place, kind)
+            content.add_sidecar(read_sidecar(beside), beside)
         try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+            yield content
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise EngineError(f"{path} is damaged ({error}): make it again") from None
 
 
-def _safetensors(path: Path, stack: ExitStack) -> tuple[dict[str, Rows], dict[str, Any]]:
+def _open(path: str, place: Path, kind: Source, stack: ExitStack, width: int | None, dtype: str) -> Content:
+    if kind == "store":
+        return opened_store(path)
+    if kind == "zarr":
+        return opened_zarr(path)
+    if kind == "datasets":
+        return opened_dataset(path)
+    if kind == "hdf5":
+        return read_hdf5(stack.enter_context(h5py().File(place, "r")))
+    if kind == "safetensors":
+        return _safetensors(place, stack)
+    if kind == "npz":
+        return Content(stack.enter_context(opened_npz(place)))
+    if kind == "npy":
+        files = sorted(place.glob("*.npy")) if place.is_dir() else [place]
+        return Content({file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files})
+    return Content(_raw(place, width, dtype))
+
+
+def _safetensors(path: Path, stack: ExitStack) -> Content:
     from safetensors import SafetensorError, safe_open
 
     try:
         file = stack.enter_context(safe_open(str(path), framework="np"))
         names = list(file.keys())
         metadata = {key: _decoded(text) for key, text in (file.metadata() or {}).items()}
-        return {name: _Slice(file.get_slice(name)) for name in names}, metadata
+        slices = {name: file.get_slice(name) for name in names}
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+    arrays: dict[str, Rows] = {}
+    for name, tensor in slices.items():
+        arrays[name] = _BFloat16(path, name) if tensor.get_dtype() == "BF16" else _Slice(tensor)
+    return Content(arrays, metadata)
 
 
-_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32"}
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+_DTYPES = {
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+}
 
 
 class _Slice:
@@ -97,20 +121,31 @@ class _Slice:
         return np.asarray(self._tensor[start:stop])
 
 
+class _BFloat16:
+    """A tensor of bfloat16, which numpy does not have: the upper half of float32, so nothing is rounded."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(size))[name]
+        self.shape = tuple(entry["shape"])
+        self.dtype = np.dtype(np.float32)
+        offset = 8 + size + entry["data_offsets"][0]
+        # safe_open has checked that the offsets lie in the file and fit the shape.
+        self._bits = np.memmap(path, "<u2", "r", offset, self.shape) if np.prod(self.shape) else None
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if self._bits is None:
+            return np.empty((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]), self.dtype)
+        return (self._bits[rows].astype(np.uint32) << 16).view(np.float32)
+
+
 def _raw(path: Path, width: int | None, dtype: str) -> dict[str, Rows]:
     if path.is_dir():
         described: Mapping[str, Any] = read_sidecar(sidecar_of(path, "raw")).get("arrays", {})
-        if not described:
+        if not isinstance(described, Mapping) or not described:
             raise ValueError("no arrays are described in its modegap.json")
-        for name, entry in described.items():
-            if entry["dtype"] not in _DTYPES.values():
-                raise ValueError(
-                    f"array {name!r} has dtype {entry['dtype']!r}, not {', '.join(_DTYPES.values())}"
-                )
-        return {
-            name: np.memmap(path / f"{Path(name).name}.bin", entry["dtype"], "r", shape=tuple(entry["shape"]))
-            for name, entry in described.items()
-        }
+        return {name: _mapped(path, name, entry) for name, entry in described.items()}
     if width is None or width < 1:
         raise ValueError("a raw file needs its width: pass --width, and --raw_dtype if it is not float16")
     row = width * np.dtype(dtype).itemsize
@@ -121,27 +156,17 @@ def _raw(path: Path, width: int | None, dtype: str) -> dict[str, Rows]:
     return {path.stem: np.memmap(path, dtype, "r").reshape(-1, width)}
 
 
-def split(
-    arrays: Mapping[str, Rows], wanted: tuple[str, ...] | None
-) -> tuple[dict[str, Rows], dict[str, np.ndarray]]:
-    """Return the arrays of the points and the lengths of those that have token rows.
-
-    Raises:
-        ValueError: a name that is not there, or nothing to import.
-        EngineError: an array that is not rows of floats.
-    """
-    points = {name: rows for name, rows in arrays.items() if not name.endswith(LENGTH)}
-    if wanted is not None:
-        if missing := [name for name in wanted if name not in points]:
-            raise ValueError(f"no array {missing[0]!r}: this file has {', '.join(sorted(points)) or 'none'}")
-        points = {name: points[name] for name in wanted}
-    if not points:
-        raise ValueError("there are no arrays to import")
-    for name, rows in points.items():
-        if len(rows.shape) != 2 or np.dtype(rows.dtype).kind != "f":
-            raise EngineError(
-                f"array {name!r} is {rows.dtype} {tuple(rows.shape)}, expected floats [rows, width]: "
-                f"choose others with --points"
-            )
-    lengths = {name: np.asarray(arrays[name + LENGTH][:]) for name in points if name + LENGTH in arrays}
-    return points, lengths
+def _mapped(folder: Path, name: str, entry: Mapping[str, Any]) -> Rows:
+    if not is_file_name(name):
+        raise ValueError(f"array name {name!r} is not allowed")
+    if entry["dtype"] not in _DTYPES.values():
+        raise ValueError(f"array {name!r} has dtype {entry['dtype']!r}, not {', '.join(_DTYPES.values())}")
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"array {name!r} has the impossible shape {shape}")
+    if 0 in shape:
+        return np.empty(shape, entry["dtype"])
+    file, needed = folder / f"{name}.bin", math.prod(shape) * np.dtype(entry["dtype"]).itemsize
+    if file.stat().st_size < needed:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, its shape {shape} needs {needed}")
+    return np.memmap(file, entry["dtype"], "r", shape=shape)

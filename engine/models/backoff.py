@@ -48,6 +48,11 @@ class Backoff(Generic[Item]):
         self._retried = retried
         self._limit: int | None = None
 
+    @property
+    def limit(self) -> int | None:
+        """The largest batch that is tried now; None while every batch has fitted."""
+        return self._limit
+
     def run(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Made]
     ) -> Iterator[tuple[Sequence[Item], Made]]:

@@ -7,6 +7,7 @@ from .moments import Moments
 from .projection import ProjectionEnergy
 from .result import ClassMomentsResult, CrossMomentsResult, MomentsResult, ProjectionEnergyResult
 from .rows import Projections, RowSample, RowValues
+from .saved import MomentsStore, has_moments, save_moments
 
 __all__ = [
     "ClassMoments",
@@ -17,9 +18,12 @@ __all__ = [
     "FourierResult",
     "Moments",
     "MomentsResult",
+    "MomentsStore",
     "ProjectionEnergy",
     "ProjectionEnergyResult",
     "Projections",
     "RowSample",
     "RowValues",
+    "has_moments",
+    "save_moments",
 ]

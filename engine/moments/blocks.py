@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from modegap.kernels import one_thread
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -84,7 +86,8 @@ class BlockBuffer:
         if tags is not None and self._codes is None:
             self._codes = torch.empty(self.rows, dtype=tags.dtype, device=tags.device)
         stop = self._held + len(part)
-        self._x[self._held : stop] = part
+        with one_thread():  # torch's own threads would spin on the kernels' processors
+            self._x[self._held : stop] = part
         if tags is not None and self._codes is not None:
             self._codes[self._held : stop] = tags
         if self._runs and self._runs[-1][1] == scale:

@@ -6,7 +6,7 @@ import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.errors import EngineError
-from modegap.kernels import Mode, Workspace, absmax, one_thread, shift_of, stage
+from modegap.kernels import Mode, Workspace, absmax, one_thread, shift_of, stage, stage_and_sum
 
 from .blocks import Block
 
@@ -97,9 +97,13 @@ class Side:
         self.total = self.total.to(device)
         rows = workspace.get(name, (n, d), self._staged_dtype(block), device)
         for part, scale in block.parts():
-            stage(block.x[part], shift, scale, rows[part])
-        with one_thread():
-            self._sum(rows)
+            if device.type == "cpu":
+                stage(block.x[part], shift, scale, rows[part])
+            else:
+                self.total += stage_and_sum(block.x[part], shift, scale, rows[part])[0]
+        if device.type == "cpu":
+            with one_thread():
+                self._sum(rows)
         self.count += n
         return rows
 

@@ -96,7 +96,7 @@ def _energy_specs(cc: int) -> Iterator[Spec]:
         "K": "i32",
         "columns": "i32",
     }
-    yield Spec("energy finish", energy.energy_finish_kernel, finish, {"BB": 128, "BK": 8}, 4, 3)
+    yield _spec("energy finish", energy.energy_finish_kernel, finish, {}, energy.FINISH)
 
 
 def _ablate_specs(cc: int) -> Iterator[Spec]:
@@ -130,15 +130,33 @@ def _ghost_specs(cc: int) -> Iterator[Spec]:
 
 
 def _hopper_specs() -> Iterator[Spec]:
+    from ..ablate import hopper as ablate_hopper
     from . import hopper
 
     tile = f"tensordesc<fp16[{hopper.BK}, {{}}],{hopper.LAYOUT!r}>"
-    types = {"da": tile.format(64), "db": tile.format(128), "out": "*fp64", "work": "*fp32", "units": "*i32"}
-    types |= dict.fromkeys(("ld", "p", "q"), "i32")
+    types = {"da": tile.format(64), "db": tile.format(128), "out": "*fp64", "work": "*fp32"}
+    types |= {"queue": "*i32", "heads": "*i32", **dict.fromkeys(("slots", "ld", "p", "q"), "i32")}
     for lower in (True, False):
-        constants = {"BK": hopper.BK, "STAGES": hopper.STAGES, "FLUSH": MAX_ROWS, "LOWER": lower}
+        constants = {
+            "BK": hopper.BK,
+            "STAGES": hopper.STAGES,
+            "FLUSH": MAX_ROWS,
+            "LOWER": lower,
+            "ROWS": hopper.ROWS,
+        }
         name = f"hopper {'triangle' if lower else 'product'}"
         yield Spec(name, hopper.gram_hopper_kernel, types, constants, 4, 3)
+    for padded, shape in ablate_hopper.SHAPES.items():
+        tile = f"tensordesc<fp16[{{}}, {shape.width}],{ablate_hopper.LAYOUT!r}>"
+        types = dict.fromkeys(("dz", "dout"), tile.format(64)) | dict.fromkeys(
+            ("dhigh", "dlow"), tile.format(padded)
+        )
+        types = {name: types[name] for name in ("dz", "dhigh", "dlow", "dout")}
+        types |= {"rows": "i32", "d": "i32", "scale": "fp32"}
+        for low in (True, False):
+            name = f"hopper ablate {padded} {'high and low' if low else 'high'}"
+            constants = ablate_hopper.constants(shape, padded, low=low)
+            yield Spec(name, ablate_hopper.ablate_hopper_kernel, types, constants, 4, 3)
 
 
 def _newest(table: Mapping[int, Config], cc: int) -> Config:

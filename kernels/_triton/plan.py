@@ -8,8 +8,10 @@ waves of 132 multiprocessors, where rows of 256 columns would need 272 and a thi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, chain
 
 import torch
 
@@ -26,13 +28,22 @@ row order a wave at d = 8192 reads 61, its programs drift out of L2, and it take
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`units` int32 [n_units, 6]: panel, two blocks (-1: none), first row, last row + 1, slot (-1: none).
+    """What is summed, int32 tables.
 
-    `folds` int32 [n_folds, 5] lists the units cut along the rows: panel, two column blocks, first slot,
-    slots. A unit with a slot writes fp32 partial sums there; folding adds them to the master in slot order.
+    Attributes:
+        units: [n_units, 6] panel, two blocks (-1: none), first row, last row + 1, slot (-1: none), in the order
+            in which programs should start. A unit with a slot writes fp32 partial sums there; it has at most
+            MAX_ROWS rows.
+        queue: the same, one persistent program after the other.
+        heads: [processors + 1] where each program's part of the queue begins.
+        folds: [n_folds, 5] the units cut along the rows: panel, two blocks, first slot, slots; folding adds
+            the partial sums to the master in slot order.
+        slots: how many there are.
     """
 
     units: torch.Tensor
+    queue: torch.Tensor
+    heads: torch.Tensor
     folds: torch.Tensor
     slots: int
 
@@ -63,20 +74,22 @@ def rectangle(panels: int, blocks: int) -> list[tuple[int, int, int]]:
 
 
 def _splits(left: int, processors: int, rows: int) -> int:
-    """Into how many ranges of rows the last, partial wave of `left` units is cut, to end soonest.
+    """Into how many ranges of rows a partial wave of `left` units is cut, to end soonest.
 
     Time in full waves, plus 3% of a wave a range for writing and folding its partial sums.
     """
     most = max(1, min(32, rows // MIN_ROWS))
-    return min(range(1, most + 1), key=lambda s: (-(-left * s // processors)) / s + 0.03 * s)
+    found = min(range(1, most + 1), key=lambda s: (-(-left * s // processors)) / s + 0.03 * s)
+    # A range's partial sums are one fp32 sum, which may not run over more rows than the others.
+    return found if found == 1 else max(found, -(-rows // (MAX_ROWS - STEP)))
 
 
 @lru_cache(maxsize=64)
 def plan(shape: tuple[int, int] | int, rows: int, processors: int, device: torch.device) -> Plan:
     """The plan for a lower triangle of width `shape`, or for a full product [p, q], summed over `rows` rows.
 
-    Whole waves run one unit per program, in step, so that the programs of a wave share the rows they read
-    in L2; the units of the last, partial wave are cut along the rows.
+    Whole waves run one unit a program, in step, so that the programs of a wave share the rows they read in
+    L2; the units of the last, partial wave are cut along the rows.
     """
     if isinstance(shape, int):
         work = triangle(-(-shape // BLOCK))
@@ -84,24 +97,28 @@ def plan(shape: tuple[int, int] | int, rows: int, processors: int, device: torch
         work = rectangle(-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
     work.sort(key=lambda unit: (unit[0] // PANELS, unit[1] // 2, unit[0]))
     whole = len(work) // processors * processors
-    left = len(work) - whole
-    parts = _splits(left, processors, rows) if left else 1
-    units = [(*unit, 0, rows, -1) for unit in work[: whole if parts > 1 else len(work)]]
-    folds: list[tuple[int, ...]] = []
-    slot = 0
+    late = work[whole:]
+    parts = _splits(len(late), processors, rows) if late else 1
+    length = -(-rows // (parts * STEP)) * STEP if parts > 1 else rows
+    starts = range(0, rows, length)
+    units = [(*unit, 0, rows, -1) for unit in work[:whole]]
+    folds = []
     if parts > 1:
-        length = -(-rows // (parts * STEP)) * STEP
-        starts = list(range(0, rows, length))
-        for unit in work[whole:]:
-            folds.append((*unit, slot, len(starts)))
-            slot += len(starts)
         for k, start in enumerate(starts):
-            units.extend(
-                (*unit, start, min(start + length, rows), fold[3] + k)
-                for unit, fold in zip(work[whole:], folds, strict=True)
-            )
+            stop = min(start + length, rows)
+            units += [(*unit, start, stop, u * len(starts) + k) for u, unit in enumerate(late)]
+        folds = [(*unit, u * len(starts), len(starts)) for u, unit in enumerate(late)]
+    else:
+        units += [(*unit, 0, rows, -1) for unit in late]
+    queues = [units[p::processors] for p in range(processors)]
+
+    def table(lines: Iterable[tuple[int, ...]], width: int) -> torch.Tensor:
+        return torch.tensor(list(lines), dtype=torch.int32).reshape(-1, width).to(device)
+
     return Plan(
-        torch.tensor(units, dtype=torch.int32).reshape(-1, 6).to(device),
-        torch.tensor(folds, dtype=torch.int32).reshape(-1, 5).to(device),
-        slot,
+        table(units, 6),
+        table(chain.from_iterable(queues), 6),
+        torch.tensor([0, *accumulate(map(len, queues))], dtype=torch.int32).to(device),
+        table(folds, 5),
+        len(folds) * len(starts),
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..check import version
+
 SCALE = 64.0
 """Orthonormal columns are multiplied by this before the cut: the low part is then not subnormal in fp16."""
 
@@ -24,15 +26,22 @@ class Split:
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def split(U: torch.Tensor, dtype: torch.dtype, columns: int, *, scale: float | None = None) -> Split:
+def split(
+    U: torch.Tensor,
+    dtype: torch.dtype,
+    columns: int,
+    *,
+    scale: float | None = None,
+    transposed: bool = False,
+) -> Split:
     """`U` [d, K] cut for products with rows of `dtype`, padded to `columns`; kept while U lives unchanged.
 
     For fp32 rows, high is U in fp32 and low is not used. Without a scale, a power of two is found on the
-    device (a tensor) that brings the largest entry near 64.
+    device (a tensor) that brings the largest entry near 64. `transposed` parts are [columns, d].
     """
-    key = (U._version, dtype, columns, scale)
+    key = (version(U), dtype, columns, scale, transposed)
     held = _kept.get(U)  # type: ignore[no-untyped-call]
-    if held is not None and held[0] == key:
+    if held is not None and held[0] == key and key[0] is not None:
         cut: Split = held[1]
         return cut
     wide = U.detach().double()
@@ -44,8 +53,11 @@ def split(U: torch.Tensor, dtype: torch.dtype, columns: int, *, scale: float | N
     low = torch.zeros_like(high)
     high[:, : U.shape[1]] = wide.to(dtype)
     low[:, : U.shape[1]] = (wide - high[:, : U.shape[1]].double()).to(dtype)
+    if transposed:
+        high, low = high.T.contiguous(), low.T.contiguous()
     cut = Split(high, low, factor)
-    _kept[U] = (key, cut)
+    if key[0] is not None:
+        _kept[U] = (key, cut)
     return cut
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
-from modegap.kernels.check import floating, matrix, same_device
+from modegap.kernels.check import floating, matrix, once, same_device
 from modegap.kernels.dispatch import run
 
 from . import cpu, reference  # noqa: F401  (they register themselves)
@@ -15,7 +12,6 @@ from . import cpu, reference  # noqa: F401  (they register themselves)
 __all__ = ["ablate"]
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-_accepted: Any = WeakIdKeyDictionary()  # U -> its version when it was found orthonormal
 
 
 def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
@@ -39,15 +35,12 @@ def ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
     if z.dim() < 1 or z.shape[-1] != U.shape[0]:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected [..., {U.shape[0]}]")
     same_device(z=z, U=U)
-    _check_orthonormal(U)
+    once(U, "orthonormal", lambda: _check_orthonormal(U))
     result: torch.Tensor = run("ablate", __name__, z, U)[0]
     return result
 
 
 def _check_orthonormal(U: torch.Tensor) -> None:
-    version = None if U.is_inference() else U._version  # inference tensors keep no count: checked every time
-    if version is not None and _accepted.get(U) == version:
-        return
     with torch.no_grad():
         wide = U.double()
         gap = wide.T @ wide
@@ -58,4 +51,3 @@ def _check_orthonormal(U: torch.Tensor) -> None:
             f"U: columns are not orthonormal, max |U'U - I| = {worst:.2g}, expected at most "
             f"{_TOLERANCE[U.dtype]:g}; orthonormalise them first (torch.linalg.qr)"
         )
-    _accepted[U] = version

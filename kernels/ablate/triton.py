@@ -1,17 +1,17 @@
-"""z' = z - U U' z: up to 128 directions in one kernel, which owns a few rows and reads them twice.
+"""z' = z - U U' z: on Hopper by TMA (hopper.py); elsewhere a program owns a few rows and reads them twice.
 
 U is cut into high and low half-precision parts, and c = z U too once each row is scaled by a power of two,
 so that what is left in the subspace is the rounding of z' (2.1e-4 of it in fp16; a half-precision addmm
-leaves 3.6e-4).
+leaves 3.6e-4). A U in the dtype of half-precision states has no low part.
 
-Triton rather than cuBLAS: addmm rounds c to half precision and takes as many passes. Bytes: z twice, z'
-once. The second read misses L2 where all rows are in flight at once (16,384 rows of 8 KiB are), which is
-the bound: three passes over HBM where the floor has two. On one H100, 16,384 x 4096 fp16, K = 16 / 64 /
-128: 0.60 / 0.50 / 0.42 of copy bandwidth, 1.9 / 1.6 / 1.4 times addmm; 2.5 times at K = 11 and 53, which
-addmm serves unaligned. A second pass in the opposite order, eviction hints, and two kernels with c in
-between were not faster.
+Triton rather than cuBLAS: addmm rounds c to half precision and takes more passes. On one H100, 16,384 x 4096
+fp16, K = 16 / 64 / 128 / 256: 0.66 / 0.60 / 0.54 / 0.38 of copy bandwidth, 2.1 / 1.9 / 1.7 / 1.25 times
+addmm; 2.8 times at K = 11, which addmm serves unaligned. The portable kernel reaches 0.59 / 0.50 / 0.42
+there: with all rows in flight at once its second read misses L2.
 
-Above 128 directions the products dominate: c by the library in fp32, the rest by tiles.
+More directions than a program can hold (256, portable 128): c by the library in fp32, the rest by tiles.
+That is half as fast as addmm at K = 512 (0.66 ms against 0.33) and is shipped all the same: addmm's rounding
+of c leaves 3.7e-4 of c in the subspace, which is not small where a massive direction is removed.
 """
 
 # The bodies of kernels are not Python: they have no types.
@@ -19,13 +19,14 @@ Above 128 directions the products dominate: c by the library in fp32, the rest b
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from .._triton.config import Config, device_of, pick
+from .._triton.config import Config, capability, device_of, pick
 from .._triton.split import SCALE, Split, split
 from ..dispatch import register
 
@@ -59,9 +60,9 @@ FULL = {
 MANY = {
     80: Config({"BM": 128, "BD": 128, "BK": 32}, warps=8, stages=2),
     86: Config({"BM": 64, "BD": 64, "BK": 32}, warps=4, stages=2),
-    90: Config({"BM": 128, "BD": 128, "BK": 64}, warps=8, stages=3),
+    90: Config({"BM": 128, "BD": 256, "BK": 32}, warps=8, stages=3),
 }
-"""fp16 and bf16 states, more than 128 directions."""
+"""fp16 and bf16 states, more directions."""
 
 
 @triton.jit
@@ -185,6 +186,10 @@ def _cuda(z: torch.Tensor, U: torch.Tensor) -> str | None:
     if not z.is_cuda or z.dtype is torch.float64 or (torch.is_grad_enabled() and U.requires_grad):
         return None
     K = U.shape[1]
+    if _hopper(z, K) is not None:
+        return "warp-specialised Hopper kernel, " + (
+            "one part" if U.dtype is z.dtype else "high and low parts"
+        )
     if K <= MOST:
         return "fused, high and low parts" if z.dtype is not torch.float32 else "fused, tf32 x 3"
     if z.dtype is torch.float32 or not _HALF_TO_FLOAT:
@@ -220,15 +225,41 @@ def _ablate(z: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
     if not (len(rows) and K):
         return out.copy_(rows).view(z.shape)
     with device_of(z):
-        if K > MOST:
+        hopper = _hopper(rows, K)
+        if hopper is not None:
+            cut = split(U, z.dtype, _padded(K), scale=SCALE, transposed=True)
+            low = None if U.dtype is z.dtype else cut.low
+            hopper.launch(rows, cut.high, low, float(cut.scale), out)
+        elif K > MOST:
             _by_gemm(rows, split(U, z.dtype, triton.cdiv(K, 16) * 16, scale=SCALE), out)
         else:
             _fused(rows, U, out)
     return out.view(z.shape)
 
 
+def _padded(K: int) -> int:
+    return max(16, int(triton.next_power_of_2(K)))
+
+
+def _hopper(rows: torch.Tensor, K: int) -> Any:
+    """The Hopper kernel where it can run these rows, else None."""
+    if not rows.is_cuda or capability(rows.device) != 90 or rows.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    hopper = _hopper_module()
+    return hopper if hopper is not None and max(hopper.SHAPES) >= K and hopper.serves(rows) else None
+
+
+@lru_cache(maxsize=1)
+def _hopper_module() -> Any:
+    try:
+        from . import hopper
+    except (ImportError, AttributeError):  # Triton without Gluon, or another one
+        return None
+    return hopper
+
+
 def _fused(rows: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> None:
-    padded = max(16, triton.next_power_of_2(U.shape[1]))
+    padded = _padded(U.shape[1])
     low = rows.dtype is not torch.float32
     cut = split(U, rows.dtype, padded, scale=SCALE)
     table = HALF if low else FULL

@@ -13,7 +13,7 @@ import torch
 
 from modegap.kernels import host
 from modegap.kernels.dispatch import register
-from modegap.kernels.threads import blas_alone, one_thread, parallel, scratch
+from modegap.kernels.threads import blas_alone, one_thread, parallel, scratch, zeros
 
 _VALUES = 2**18
 _TASK_BLOCKS = 16
@@ -36,8 +36,8 @@ def gradient_norms(
         for b in range(len(ends) - 1)
         for lo in range(ends[b], ends[b + 1], _TASK_BLOCKS * step)
     ]
-    squares = torch.zeros(len(tasks), dtype=torch.float64)
-    sums = torch.zeros((len(tasks) if U is not None else 0, g.shape[1]), dtype=torch.float64)
+    squares = zeros(len(tasks))
+    sums = zeros(len(tasks) if U is not None else 0, g.shape[1])
 
     def work(i: int) -> None:
         _, start, stop = tasks[i]
@@ -49,11 +49,11 @@ def gradient_norms(
 
     parallel(work, range(len(tasks)))
     owner = torch.tensor([b for b, _, _ in tasks], dtype=torch.int64)
-    norms = torch.zeros(len(ends) - 1, dtype=torch.float64).index_add_(0, owner, squares).sqrt_()
+    norms = zeros(len(ends) - 1).index_add_(0, owner, squares).sqrt_()
     if U is None:
         return norms, None
     with one_thread(), blas_alone():
-        means = torch.zeros((len(ends) - 1, g.shape[1]), dtype=torch.float64).index_add_(0, owner, sums)
+        means = zeros(len(ends) - 1, g.shape[1]).index_add_(0, owner, sums)
         means /= cu_seqlens.diff().unsqueeze(1)
         return norms, torch.from_numpy(means.numpy() @ U.detach().double().numpy())
 

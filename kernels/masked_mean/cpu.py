@@ -7,9 +7,11 @@ import torch
 
 from modegap.kernels.dispatch import register
 from modegap.kernels.host import needs_grad
-from modegap.kernels.threads import parallel, scratch
+from modegap.kernels.threads import parallel, scratch, zeros
 
 _VALUES = 2**18
+_SPREAD = 2**19
+"""Values of a sample from which threads pay."""
 
 
 def _host(x: torch.Tensor, mask: torch.Tensor) -> str | None:
@@ -31,7 +33,7 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         first, count = int(kept[0]), len(kept)
         whole = int(kept[-1]) - first + 1 == count
         index = torch.from_numpy(kept)
-        total = torch.zeros(width, dtype=torch.float64)
+        total = zeros(width)
         for lo in range(0, count, step):
             hi = min(lo + step, count)
             rows = x[b, first + lo : first + hi] if whole else x[b].index_select(0, index[lo:hi])
@@ -40,5 +42,5 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             total += rows.sum(0).double()
         out[b] = total.div_(count)
 
-    parallel(mean, range(x.shape[0]))
+    parallel(mean, range(x.shape[0]), spread=x.shape[1] * width >= _SPREAD)
     return out

@@ -11,7 +11,7 @@ import torch
 
 from modegap.kernels import host
 from modegap.kernels.dispatch import register
-from modegap.kernels.threads import one_thread, parallel, scratch
+from modegap.kernels.threads import one_thread, parallel, scratch, zeros
 
 _ROWS = 512
 _DIRECTIONS = 512
@@ -34,7 +34,7 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
         directions = U.detach().T.to(dtype).contiguous()
     rows = x.detach()
     starts = range(0, x.shape[0], _ROWS)
-    sums = torch.zeros((len(starts), U.shape[1]), dtype=torch.float64)
+    sums = zeros(len(starts), U.shape[1])
 
     def block(i: int) -> None:
         part = rows[starts[i] : starts[i] + _ROWS]
@@ -46,4 +46,5 @@ def projection_energy(x: torch.Tensor, U: torch.Tensor, out: torch.Tensor) -> No
 
     with host.products(dtype) as times:
         parallel(block, range(len(starts)))
-    out += sums.sum(0)
+    with one_thread():
+        out += sums.sum(0)

@@ -10,7 +10,7 @@ import torch
 
 from modegap.kernels.dispatch import register
 from modegap.kernels.host import needs_grad
-from modegap.kernels.threads import blas_alone, one_thread, parallel
+from modegap.kernels.threads import blas_alone, one_thread, parallel, zeros
 
 _SIDE = 512
 
@@ -24,7 +24,7 @@ def rayleigh(U: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
     """Every block of rows adds its sum_i U_ik (S U)_ik."""
     starts = range(0, S.shape[0], _SIDE)
     wide = U.double().numpy()
-    parts = torch.zeros((len(starts), U.shape[1]), dtype=torch.float64)
+    parts = zeros(len(starts), U.shape[1])
 
     def block(at: tuple[int, int]) -> None:
         here = slice(starts[at[0]], starts[at[0]] + _SIDE)

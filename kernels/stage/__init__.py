@@ -1,4 +1,4 @@
-"""Shift and cast of rows before a Gram update: `shift_of`, `stage`."""
+"""Shift and cast of rows before a Gram update: `shift_of`, `stage`, `stage_and_sum`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modegap.kernels.dispatch import run
 
 from . import cpu, reference  # noqa: F401  (they register themselves)
 
-__all__ = ["shift_of", "stage"]
+__all__ = ["shift_of", "stage", "stage_and_sum"]
 
 
 def shift_of(pilot: torch.Tensor) -> torch.Tensor:
@@ -50,6 +50,34 @@ def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor)
     Raises:
         ValueError: widths, devices or dtypes disagree, out is too short, or scale is not a power of two.
     """
+    _check(x, shift, scale, out)
+    run("stage", __name__, x, shift, scale, out)
+
+
+def stage_and_sum(
+    x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`stage`, returning also what a mean needs, without reading the rows again.
+
+    Args:
+        x: as in `stage`.
+        shift: as in `stage`.
+        scale: as in `stage`.
+        out: as in `stage`.
+
+    Returns:
+        (column sums of out[:n], fp64 [d]; how many values were rounded, int64 []): the subtraction is exact
+        where c/2 <= x <= 2c (Sterbenz), and what is counted is where it was not.
+
+    Raises:
+        ValueError: as `stage`.
+    """
+    _check(x, shift, scale, out)
+    result: tuple[torch.Tensor, torch.Tensor] = run("stage_and_sum", __name__, x, shift, scale, out)[0]
+    return result
+
+
+def _check(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor) -> None:
     matrix("x", x)
     floating("x", x)
     matrix("out", out, width=x.shape[1])
@@ -65,4 +93,3 @@ def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor)
     mantissa, _ = torch.frexp(torch.tensor(scale, dtype=torch.float64))
     if float(mantissa) != 0.5:
         raise ValueError(f"scale: got {scale}, expected a power of two")
-    run("stage", __name__, x, shift, scale, out)

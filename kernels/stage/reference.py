@@ -1,4 +1,4 @@
-"""The oracle of `shift_of` and `stage`: their formulas in fp64."""
+"""The oracle of `shift_of`, `stage` and `stage_and_sum`: their formulas in fp64."""
 
 from __future__ import annotations
 
@@ -41,3 +41,14 @@ def shifted_by(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
 def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor) -> None:
     """out[:n] = x * scale - shift, rounded once."""
     out[: x.shape[0]] = (x.double() * scale - shift.double()).to(out.dtype)
+
+
+@register("stage_and_sum", "reference", supports=_always)
+def stage_and_sum(
+    x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`stage`, its column sums, and how many values differ from fp64's."""
+    exact = x.double() * scale - shift.double()
+    rows = out[: x.shape[0]]
+    rows.copy_(exact)
+    return rows.sum(0, dtype=torch.float64), (rows != exact).sum()

@@ -81,6 +81,7 @@ def stage(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor)
     _run(x, shift, scale, out, None, None)
 
 
+@register("stage_and_sum", "triton", supports=_cuda)
 def stage_and_sum(
     x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +89,7 @@ def stage_and_sum(
 
     The sums are taken in fp32 (fp64 for an fp64 out) over 512 rows and in fp64 over those, from the same
     loads: a separate pass would read everything once more. A subtraction is exact where c/2 <= x <= 2c
-    (Sterbenz).
+    (Sterbenz). Workspace: 12 bytes a column and 512 rows.
     """
     columns, rows = _grid(x, pick(SUMMING, x.device))
     wide = torch.float64 if out.dtype is torch.float64 else torch.float32

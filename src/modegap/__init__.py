@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from modegap.analyses.report import write_report
     from modegap.analyses.swap import swap
     from modegap.engine.batch import ActivationBatch
-    from modegap.engine.capture import ExtractConfig, extract, record
+    from modegap.engine.capture import ExtractConfig, extract, extract_moments, record
     from modegap.engine.datasets import Sample, batches
     from modegap.engine.models import adopt
     from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
@@ -62,6 +62,7 @@ _HOME = {
     "dataset": "modegap._facade",
     "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
+    "extract_moments": "modegap.engine.capture",
     "gmi": "modegap.analyses.gmi",
     "gradients": "modegap.analyses.gradproj",
     "gradproj": "modegap.analyses.gradproj",
@@ -104,6 +105,7 @@ __all__ = [
     "dataset",
     "distance",
     "extract",
+    "extract_moments",
     "gmi",
     "gradients",
     "gradproj",

@@ -24,6 +24,7 @@ from modegap._version import __version__
 
 COMMANDS = {
     "demo": "run the main job on the built-in lab and write its report",
+    "plan": "bytes, memory, GPUs and time of a capture, and whether it fits",
     "inspect": "show a model's hook points and how they were found",
     "extract": "capture a model's hidden states over a data set into a store",
     "info": "what a store holds: shape, bytes, provenance, labels",
@@ -42,6 +43,7 @@ COMMANDS = {
     "probe": "linear probes of every label along the hook points",
     "distance": "Wasserstein, MMD and CKA between modal and text rows",
     "pertype": "in which modes the classes of each label differ",
+    "run": "a whole experiment from a YAML file: models x data sets x analyses, resumed by content",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",
 }

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from modegap.analyses.demo import DemoConfig, DemoResult, demo
+from modegap.analyses.demo.job import lab_experiment
+from modegap.analyses.experiment import run
 from modegap.analyses.study import load_study, study_report
 from modegap.stores import ActivationStore, StoreError, verify
 
@@ -83,3 +85,13 @@ def test_a_study_is_read_back(done: DemoResult, tmp_path: Path) -> None:
         load_study(tmp_path)
     with pytest.raises(ValueError, match="no folder"):
         load_study(tmp_path / "none")
+
+
+def test_the_shipped_experiment_is_the_demo(done: DemoResult) -> None:
+    from modegap._facade import load, unsifted_dataset
+
+    out = done.report.parent.parent
+    before = (out / "report" / "figures" / "mode-spectrum.csv").read_text()
+    again = run(lab_experiment(DemoConfig(out=str(out), **CONFIG)), load=load, open_data=unsifted_dataset)
+    assert {cell.outcome for cell in again.cells} == {"skipped"}
+    assert (out / "report" / "figures" / "mode-spectrum.csv").read_text() == before

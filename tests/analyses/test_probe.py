@@ -14,7 +14,10 @@ from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from modegap.analyses.probe import ProbeConfig, ProbeResult, probe
+from modegap.analyses.probe.grid import _point
+from modegap.analyses.probe.intervals import wilson_interval
 from modegap.analyses.probe.labels import categories, classes_of, first_top_word, tertiles
+from modegap.analyses.saved import load_result, save_result
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
 from modegap.stores.errors import StoreError
 
@@ -280,3 +283,73 @@ def test_groups_that_cannot_be_split_say_so(tmp_path: Path) -> None:
     assert "groups" in cell.message
     with pytest.raises(StoreError, match="who"):
         probe(store, labels=["kind"], group="whom")
+
+
+def test_information_and_selectivity(result: ProbeResult, store: ActivationStore) -> None:
+    cell = result.cell("adapter_output", "colour")
+    assert cell.entropy == pytest.approx(np.log(3))
+    assert cell.information is not None
+    assert cell.information == pytest.approx(np.log(3) - np.mean([s.cross_entropy for s in cell.scores]))
+    assert 0.5 < cell.information < np.log(3)
+    noise = result.cell("adapter_output", "noise")
+    assert noise.information is not None
+    assert abs(noise.information) < 0.1
+    assert cell.selectivity is None
+    options: dict[str, Any] = {"labels": ["colour", "partly"], "points": ["adapter_output"], "seeds": (1, 2)}
+    shuffled = probe(store, control="samples", calibration=0, **options)
+    found = shuffled.cell("adapter_output", "colour")
+    assert found.control is not None
+    assert found.control < 0.6
+    assert found.selectivity == pytest.approx(found.accuracy - found.control)
+    assert found.cross_entropy is None
+    by_kind = probe(store, control="partly", calibration=0, **options)
+    assert by_kind.cell("adapter_output", "colour").control is not None
+    assert "its own" in by_kind.cell("adapter_output", "partly").message
+    names = [getattr(c, "name", c) for c in shuffled.table().columns]
+    assert "selectivity" in names
+    assert "information" not in names
+    with pytest.raises(StoreError, match="unknown label 'sampels'"):
+        probe(store, control="sampels")
+
+
+def test_intervals_of_accuracy_and_retention(result: ProbeResult, store: ActivationStore) -> None:
+    cell = result.cell("llm_final", "colour")
+    low, high = cell.interval(0.95) or (0, 0)
+    assert low < cell.accuracy < high
+    # s sqrt(1/5 + 30/120) t(0.975, 4)
+    assert high - cell.accuracy == pytest.approx(cell.accuracy_std * np.sqrt(0.45) * 2.776445, rel=1e-6)
+    kept = next(r for r in result.retention() if r.label == "colour")
+    assert kept.low < kept.ratio < kept.high
+    assert kept.above_low < kept.above_chance < kept.above_high
+    assert result.retention_table().rows[0][:4] == ("colour", kept.ratio, kept.low, kept.high)
+    one = probe(store, ["llm_final"], ["colour"], seeds=(1,)).cell("llm_final", "colour")
+    assert one.interval() == pytest.approx(wilson_interval(one.accuracy, 30, 0.95))
+
+
+def test_rows_that_are_not_finite_leave_a_message(rows: dict[str, np.ndarray]) -> None:
+    # a store refuses such rows, so only a damaged one yields them
+    broken = rows["llm_final"].copy()
+    broken[3, 4] = np.nan
+    broken[7, [4, 5]] = [np.inf, -np.inf]
+    classes = {
+        "good": categories(["a", "b"] * (N // 2)),
+        "spared": categories([None] * 10 + ["a", "b"] * (N // 2 - 5)),
+    }
+    config = ProbeConfig(seeds=(1,), calibration=0)
+    found = {label: cell for label, cell, _ in _point(broken, "llm_final", classes, config, None, None)}
+    assert "2 of 10 channels hold NaN or infinities" in found["good"].message
+    assert not found["good"].scores
+    assert found["spared"].accuracy is not None
+
+
+def test_the_solver_is_on_the_certificate_and_results_come_back(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    found = probe(store, labels=["colour"], solver="batched", seeds=(1, 2), control="samples")
+    path = found.certificate.kernel_paths["probe"]
+    assert path == {"name": "batched", "why": "asked for"}
+    assert found.cell("llm_final", "colour").solver == "batched"
+    assert found.cell("llm_final", "colour").scores[0].audit is not None
+    assert load_result(save_result(found, tmp_path / "p.json")) == found
+    with pytest.raises(ValueError, match="device: got 'nowhere'"):
+        probe(store, device="nowhere")

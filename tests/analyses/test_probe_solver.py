@@ -102,6 +102,23 @@ def test_side_by_side_is_one_by_one() -> None:
             assert together.coefficients.shape == (problem.classes, len(problem.codes))
 
 
+@pytest.mark.parametrize("room", [2e9, 1.0], ids=["one batch", "a batch a job"])
+def test_jobs_side_by_side_as_on_a_gpu(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits of labels with and without a Gram matrix, folds and control among them, in batches by memory."""
+    monkeypatch.setattr("modegap.analyses.probe.batched._HOST", room)
+    x, codes = rows(330, 80, 4)
+    config = ProbeConfig(calibration=2, control="samples", seeds=(1, 2), C=0.1)
+    planned = tasks(np.arange(330), codes, config) + tasks(np.arange(100), codes[:100] % 2, config)
+    jobs = [Job(t.train, t.test, t.requests, [0.1] * len(t.requests)) for t in planned]
+    found = fit_batched(torch.from_numpy(x), jobs, tol=1e-6, max_iter=2000, together=True)
+    alone = fit_batched(torch.from_numpy(x), jobs, tol=1e-6, max_iter=2000, together=False)
+    assert [len(fits) for fits in found] == [4] * 4
+    for fits, others in zip(found, alone, strict=True):
+        for a, b in zip(fits, others, strict=True):
+            assert a.converged
+            np.testing.assert_allclose(a.logits, b.logits, atol=2e-3)
+
+
 def test_some_rows_of_a_gram_matrix_are_a_problem_of_their_own() -> None:
     x, codes = rows(130, 90, 4)
     z = torch.from_numpy(StandardScaler().fit_transform(x))
@@ -150,8 +167,8 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
     x, codes = rows(n, d, classes)
     cell = Labelled(np.arange(n), codes)
     options = {"tol": 1e-6, "calibration": 3, "control": "samples", "seeds": (1, 2, 3)}
-    theirs = fit_point(x, [cell], ProbeConfig(solver="sklearn", **options))[0]
-    ours = fit_point(x, [cell], ProbeConfig(solver="batched", **options))[0]
+    theirs = next(fit_point(x, [cell], ProbeConfig(solver="sklearn", **options)))
+    ours = next(fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=1, **options)))
     assert (theirs.solver, ours.solver) == ("sklearn", "batched")
     for a, b in zip(theirs.scores, ours.scores, strict=True):
         assert abs(a.accuracy - b.accuracy) * a.n_test <= 1 + 1e-9
@@ -164,19 +181,20 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
         assert b.gradient <= 1e-6
     assert ours.scores[0].audit == pytest.approx(ours.scores[0].gradient, rel=0.1, abs=1e-7)
     assert max(s.accuracy for s in ours.scores) > 1.5 / classes
-    two = fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=2, **options))[0]
+    two = next(fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=2, **options)))
     assert [s.accuracy for s in two.scores] == [s.accuracy for s in ours.scores]
 
 
 def test_the_faster_solver_is_chosen_and_the_papers_law_stays_with_the_reference() -> None:
-    small, large = 2096 * 128 * 4, 2096 * 4096 * 40
-    assert choose(small, ProbeConfig())[0] == "sklearn"
-    name, why = choose(large, ProbeConfig())
+    small, large = (2096, 4096, 1), (2096, 4096, 40)
+    assert choose(300, 1024, 4, ProbeConfig())[0] == "sklearn"
+    name, why = choose(*large, ProbeConfig())
     assert name == "batched"
-    assert f"{large:,}" in why
-    assert choose(large, ProbeConfig(law="paper"))[0] == "sklearn"
-    assert choose(large, ProbeConfig(solver="sklearn"))[0] == "sklearn"
-    assert choose(small, ProbeConfig(device="cuda"))[0] == "batched"
+    assert f"{2096 * 4096 * 40:,}" in why
+    assert choose(5000, 1024, 40, ProbeConfig())[0] == "sklearn"
+    assert choose(*large, ProbeConfig(law="paper"))[0] == "sklearn"
+    assert choose(*large, ProbeConfig(solver="sklearn"))[0] == "sklearn"
+    assert choose(*small, ProbeConfig(device="cuda"))[0] == "batched"
     with pytest.raises(ValueError, match="computes on the host"):
         ProbeConfig(solver="sklearn", device="cuda")
 

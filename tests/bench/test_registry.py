@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def broken() -> object:
 
 
 def fake(**options: object) -> Case:
-    providers = {"modegap": [lambda: 1.0], "off": [lambda: 1.5], "known": [lambda: 1.5], "broken": [broken]}
+    providers = {"modegap": [lambda: 1.0], "off": [lambda: 1.5], "known": [lambda: 1.5], "broken": [broken],
+                 "overflows": [lambda: math.inf]}  # fmt: skip
     return Case("fake", 8, providers, lambda got: abs(got - 1.0), 0.1, bytes=1e3, repeats=3,
                 inaccurate=frozenset({"known"}), missing={"absent": "not installed"}, **options)  # fmt: skip
 
@@ -63,7 +65,9 @@ def test_failures_are_reported_and_not_timed() -> None:
     assert found["off"]["failed"] == "error 0.5 above 0.1"
     assert found["broken"]["failed"] == "RuntimeError: no such driver"
     assert found["absent"]["missing"] == "not installed"
-    assert all("ms" not in found[name] for name in ("off", "broken", "absent"))
+    assert all("ms" not in found[name] for name in ("off", "broken", "absent", "overflows"))
+    assert found["overflows"]["failed"] == "error inf above 0.1"
+    json.dumps(list(found.values()), allow_nan=False)
 
 
 def test_our_own_failure_is_told() -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from modegap.engine.capture import Capturer, ExtractConfig, extract, read_retries
-from modegap.engine.capture.plan import schedule
+from modegap.engine.capture.schedule import Batching, schedule
 from modegap.engine.datasets import ListDataset, Sample, as_text
 from modegap.engine.errors import EngineError
-from modegap.engine.models import LoadedModel, adopt
+from modegap.engine.models import Collator, LoadedModel, adopt
 from modegap.stores import ActivationStore, StoreError, verify
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_models.py"))))
@@ -193,19 +193,23 @@ def test_parity_fails_on_broken_batching(
     breakage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = tiny.text("gpt2")
-    original = LoadedModel.place
+    collate, place = Collator.collate, LoadedModel.place
 
-    def broken(self, inputs):
-        placed = original(self, inputs)
+    def shifted(self, *args, **options):
+        made = collate(self, *args, **options)
+        return replace(made, attention=made.attention.roll(1, dims=1)) if len(made) > 1 else made
+
+    def counted(self, inputs):
+        placed = place(self, inputs)
         if len(placed) > 1:
-            if breakage == "positions":
-                width = placed.attention.shape[1]
-                placed.tensors["position_ids"] = torch.arange(width).expand(len(placed), width)
-            else:
-                placed = replace(placed, attention=placed.attention.roll(1, dims=1))
+            width = placed.attention.shape[1]
+            placed.tensors["position_ids"] = torch.arange(width).expand(len(placed), width)
         return placed
 
-    monkeypatch.setattr(LoadedModel, "place", broken)
+    if breakage == "shift":
+        monkeypatch.setattr(Collator, "collate", shifted)
+    else:
+        monkeypatch.setattr(LoadedModel, "place", counted)
     with pytest.raises(EngineError, match="parity check failed at llm_hidden_1"):
         extract(config(tmp_path, ("llm_hidden_1",)), model=loaded, data=ListDataset(tiny.text_samples(6)))
 
@@ -312,14 +316,14 @@ def test_the_schedule_covers_every_sample_once_and_depends_on_nothing_else() -> 
     rng = np.random.default_rng(0)
     for count, size in [(1, 1), (7, 3), (100, 8), (33, 4)]:
         lengths = rng.integers(1, 50, size=count)
-        windows = list(schedule(lengths, count, size))
+        windows = list(schedule(lengths, count, Batching(size)))
         assert sorted(i for w in windows for batch in w.batches for i in batch) == list(range(count))
         assert [w.start for w in windows] == list(range(0, count, 4 * size))
         for window in windows:
             ordered = [lengths[i] for batch in window.batches for i in batch]
             assert ordered == sorted(ordered, reverse=True)
             assert all(window.start <= i < window.stop for batch in window.batches for i in batch)
-        assert windows == list(schedule(lengths, count, size))
+        assert windows == list(schedule(lengths, count, Batching(size)))
 
 
 def test_sizes_that_make_no_sense(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modegap.engine.capture import Capturer
+from modegap.engine.capture.capturer import check_finite
 from modegap.engine.capture.rows import host_rows
 from modegap.engine.datasets import Sample
 from modegap.engine.errors import EngineError
@@ -161,10 +162,17 @@ def test_values_that_are_not_finite_name_the_sample() -> None:
     tokens = loaded.processor
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[tokens.convert_tokens_to_ids("dog")] = torch.nan
+    batch = [Sample("good", "a cat"), Sample("bad", "a dog"), Sample("too", "dog")]
+    message = r"sample 'bad' has NaN or infinite values at llm_hidden_1 \(torch.float32\)"
     with Capturer(loaded, loaded.select(["llm_hidden_1"])) as capture:
-        capture(loaded.collate([Sample("good", "a cat")]))
-        with pytest.raises(EngineError, match="sample 'bad' has NaN or infinite values at llm_hidden_1"):
-            capture(loaded.collate([Sample("good", "a cat"), Sample("bad", "a dog"), Sample("too", "dog")]))
+        check_finite(capture(loaded.collate([Sample("good", "a cat")])), ["good"])
+        blocks = capture(loaded.collate(batch))
+    ids = [sample.id for sample in batch]
+    with pytest.raises(EngineError, match=message):
+        check_finite(blocks, ids)
+    for rows in ("tokens", "pooled"):
+        with pytest.raises(EngineError, match=message):
+            host_rows(blocks["llm_hidden_1"], rows, ids, name="llm_hidden_1")
 
 
 def test_text_does_not_pass_the_adapter() -> None:

@@ -76,7 +76,7 @@ def expected(index):
 
 
 def threads():
-    return [t.name for t in threading.enumerate() if t.name.startswith("modegap-")]
+    return [t.name for t in threading.enumerate() if t.name.startswith(("modegap-prefetch", "modegap-read"))]
 
 
 def ring(count=3, readers=4, device=None):

@@ -42,6 +42,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ActivationStore:
     return make_store(tmp_path / "s.zarr", small_plan(profile=request.param))
 
 
+@pytest.fixture(params=["raw", *PROFILES])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> ActivationStore:
+    return make_store(tmp_path / "s.zarr", small_plan(profile=request.param))
+
+
 def path_of(point: str, kind: str) -> str:
     return f"{'points' if kind == 'tokens' else 'pooled'}/{point}/rows"
 
@@ -79,7 +84,8 @@ def test_every_profile_holds_the_same_rows(raw: ActivationStore, store: Activati
 
 
 @pytest.mark.filterwarnings("ignore:Object at _commit is not recognized")
-def test_zarr_and_tensorstore_read_the_same_bits(store: ActivationStore) -> None:
+def test_zarr_and_tensorstore_read_the_same_bits(any_store: ActivationStore) -> None:
+    store = any_store
     tensorstore = pytest.importorskip("tensorstore")
     for point, kind in ROWS:
         ours = stored(store, point, kind)
@@ -91,7 +97,8 @@ def test_zarr_and_tensorstore_read_the_same_bits(store: ActivationStore) -> None
 
 
 @pytest.mark.parametrize("writer", ["zarr", "tensorstore"])
-def test_what_others_write_is_read_and_checked(store: ActivationStore, writer: str) -> None:
+def test_what_others_write_is_read_and_checked(any_store: ActivationStore, writer: str) -> None:
+    store = any_store
     for point, kind in ROWS:
         ours = stored(store, point, kind)
         path = store.path / path_of(point, kind)

@@ -21,7 +21,7 @@ class Config:
     """What is reduced, and how.
 
     Attributes:
-        store: folder of the store.
+        store: folder of the store, or of statistics (`extract --rows stats-only`).
         point: hook point.
         rows: `tokens` or `pooled`; token rows where the store has them unless given.
         mode: `precise` (fp32 products, fp64 sums), `exact` (fp64 throughout) or `fast`.
@@ -44,10 +44,13 @@ CONFIGS = (Config,)
 
 def run(config: Config, console: Console) -> Output:
     """Count, mean and covariance of a hook point's rows, with their certificate."""
-    from modegap.engine.moments import Moments
+    from modegap.engine.moments import Moments, MomentsStore, has_moments
     from modegap.engine.reduce import reduce
     from modegap.stores import ActivationStore
 
+    if has_moments(config.store):
+        found = MomentsStore.open(config.store).moments(config.point, config.rows or "tokens")
+        return _shown(config, found)
     with console.progress("covariance") as advance:
         found = reduce(
             ActivationStore.open(config.store),
@@ -58,6 +61,10 @@ def run(config: Config, console: Console) -> Output:
             checkpoint=config.checkpoint,
             progress=advance,
         )
+    return _shown(config, found)
+
+
+def _shown(config: Config, found: MomentsResult) -> Output:
     if config.out is not None:
         _save(found, Path(config.out))
     facts: dict[str, Any] = {

@@ -22,17 +22,17 @@ class Config:
 
     Attributes:
         store: folder of the store.
-        out: file to write (.h5, .npz, .safetensors), or folder (format npy or raw).
+        out: file to write (.h5, .npz, .safetensors), or folder (format npy, raw or datasets).
         format: what to write, where the name does not say.
         points: hook points; all that have these rows unless given.
-        rows: `pooled` or `tokens`; pooled unless given, where the store has them.
+        rows: `pooled`, `tokens` or `both`; pooled unless given, where the store has them.
     """
 
     store: str
     out: str
     format: Format | None = None
     points: tuple[str, ...] | None = None
-    rows: Literal["pooled", "tokens"] | None = None
+    rows: Literal["pooled", "tokens", "both"] | None = None
 
 
 CONFIGS = (Config,)
@@ -41,7 +41,8 @@ CONFIGS = (Config,)
 def run(config: Config, console: Console) -> Output:
     """Write a store's true values as arrays for other tools."""
     store = ActivationStore.open(config.store)
-    with console.progress("export", unit="B") as advance:
+    unit = "samples" if config.format == "datasets" else "B"
+    with console.progress("export", unit=unit) as advance:
         path = export_store(
             store,
             config.out,
@@ -56,4 +57,5 @@ def run(config: Config, console: Console) -> Output:
 
 
 def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else (path,)))
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

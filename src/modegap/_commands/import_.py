@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from modegap.analyses.table import Table
-from modegap.engine.interchange import Format, import_store
+from modegap.engine.interchange import Source, import_store
 
 from .output import Output
 
@@ -19,11 +19,13 @@ class Config:
     """What to import.
 
     Attributes:
-        source: HDF5, npy, npz, safetensors or raw file, or a folder of npy or raw files.
+        source: HDF5, npy, npz, safetensors or raw file; a folder of npy or raw files; a saved Hugging Face data
+            set; any Zarr array or group; another store (to change its profile, dtype or points).
         store: folder of the store to make; an interrupted import goes on.
         format: what the source is, where its name does not say.
         points: names of the arrays to take; all unless given.
-        samples: take only the first so many samples.
+        samples: take only the first so many samples; by default those that the source says were filled.
+        ids: `given` takes the sample ids of the source where it has some, `numbers` counts.
         dtype: stored type; float16 scales what is beyond its range.
         profile: layout of the store.
         width: features a row of a single raw file.
@@ -32,9 +34,10 @@ class Config:
 
     source: str
     store: str
-    format: Format | None = None
+    format: Source | None = None
     points: tuple[str, ...] | None = None
     samples: int | None = None
+    ids: Literal["given", "numbers"] = "given"
     dtype: Literal["float16", "float32"] = "float16"
     profile: Literal["raw", "sharded", "archive"] = "raw"
     width: int | None = None
@@ -53,6 +56,7 @@ def run(config: Config, console: Console) -> Output:
             format=config.format,
             points=config.points,
             samples=config.samples,
+            ids=config.ids,
             dtype=config.dtype,
             profile=config.profile,
             width=config.width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.table import Column, Table
@@ -20,7 +21,7 @@ class Config:
     """What to describe.
 
     Attributes:
-        store: folder of the store.
+        store: folder of the store, or of statistics (`extract --rows stats-only`).
     """
 
     store: str
@@ -30,9 +31,36 @@ CONFIGS = (Config,)
 
 
 def run(config: Config, console: Console) -> Output:
-    """Shapes, bytes, provenance and labels of a store."""
+    """Shapes, bytes, provenance and labels of a store; points and counts of statistics."""
+    if (Path(config.store).expanduser() / "moments.json").is_file():
+        return _moments(config.store)
     found = describe(ActivationStore.open(config.store))
     return Output([_arrays(found), _labels(found), _origin(found)], found.to_json())
+
+
+def _moments(path: str) -> Output:
+    from modegap.engine.moments import MomentsStore
+
+    store = MomentsStore.open(path)
+    rows = [
+        (name, info.width, store.count(name, "tokens"), store.count(name, "pooled"))
+        for name, info in store.points.items()
+    ]
+    notes = [
+        f"statistics of {store.n_complete} samples, no rows",
+        f"plan {store.plan_hash[:12]}, content {store.content_hash()[:12]}",
+    ]
+    table = Table(path, ["point", Column("width"), Column("token rows"), Column("pooled rows")], rows, notes)
+    origin = Table("provenance", ["key", "value"], [(k, _short(v)) for k, v in store.provenance.items()])
+    data = {
+        "path": path,
+        "samples": store.n_complete,
+        "points": {name: {"width": w, "tokens": t, "pooled": p} for name, w, t, p in rows},
+        "plan_hash": store.plan_hash,
+        "content_hash": store.content_hash(),
+        "provenance": store.provenance,
+    }
+    return Output([table, origin], data)
 
 
 def _arrays(found: StoreInfo) -> Table:

@@ -22,12 +22,12 @@ class Config:
     Attributes:
         store: folder of the store.
         rebuild: also make commit records for sound chunks that have none, say after `_commit` was lost.
-        threads: chunks read at once.
+        threads: chunks read at once; two unless given, eight behind a URL.
     """
 
     store: str
     rebuild: bool = False
-    threads: int = 2
+    threads: int | None = None
 
 
 CONFIGS = (Config,)

@@ -22,12 +22,12 @@ class Config:
     Attributes:
         store: folder of the store.
         fraction: share of each array's chunks to read, evenly spread.
-        threads: chunks read at once.
+        threads: chunks read at once; two unless given, eight behind a URL.
     """
 
     store: str
     fraction: float = 1.0
-    threads: int = 2
+    threads: int | None = None
 
 
 CONFIGS = (Config,)

@@ -118,8 +118,8 @@ def test_the_published_layout(store: ActivationStore, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     out = export_store(store, tmp_path / "a.h5")
     with h5py.File(out) as file:
-        assert set(file) == {"adapter_output", "llm_final", "big"}
-        assert all(file[name].dtype == np.float32 for name in file)
+        assert set(file) == {"adapter_output", "llm_final", "big", "sample_ids"}
+        assert all(file[name].dtype == np.float32 for name in file if name != "sample_ids")
         assert file["big"].chunks == (N, 3)
         assert file.attrs["model"] == "tiny"
         assert json.loads(file.attrs["config"]) == {"layers": [1, 2]}

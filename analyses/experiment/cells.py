@@ -1,0 +1,208 @@
+"""The cells of an experiment: what is computed from what, in an order in which it can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modegap._names import did_you_mean
+from modegap.analyses.ablate.config import AblateConfig
+from modegap.analyses.align.config import AlignConfig
+from modegap.analyses.bound.config import BoundConfig
+from modegap.analyses.distance.config import DistanceConfig
+from modegap.analyses.gmi.config import GmiConfig
+from modegap.analyses.gradproj.config import GradprojConfig
+from modegap.analyses.lipschitz.config import LipschitzConfig
+from modegap.analyses.pertype.config import PertypeConfig
+from modegap.analyses.probe.config import ProbeConfig
+from modegap.analyses.swap.config import SwapConfig
+from modegap.engine.capture.config import ExtractConfig
+
+from .config import DataSpec, Experiment, ModelSpec, options_of
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionsConfig:
+    """Captions of the lab's first images by the lab's own generator, for the report's examples.
+
+    Attributes:
+        samples: images captioned.
+    """
+
+    samples: int = 360
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.samples < 1:
+            raise ValueError(f"samples: got {self.samples}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysis:
+    """An analysis: its options, the result's file, and what it reads beside the store (`?`: where it is there)."""
+
+    config: type[Any]
+    file: str
+    reads: tuple[str, ...] = ()
+    model: bool = False
+
+
+# In the order in which they run. `text` is the text store, `modes` those of the adapter's output.
+ANALYSES: Mapping[str, _Analysis] = {
+    "align": _Analysis(AlignConfig, "modes-{point}.safetensors", ("text",)),
+    "probe": _Analysis(ProbeConfig, "probes.json"),
+    "distance": _Analysis(DistanceConfig, "distances.json", ("text",)),
+    "pertype": _Analysis(PertypeConfig, "pertype.json", ("modes", "probe?")),
+    "lipschitz": _Analysis(LipschitzConfig, "lipschitz.json", (), True),
+    "gradproj": _Analysis(GradprojConfig, "gradproj.json", ("modes",), True),
+    "ablate": _Analysis(AblateConfig, "ablation.json", ("modes",), True),
+    "swap": _Analysis(SwapConfig, "swap.json", ("modes",), True),
+    "gmi": _Analysis(GmiConfig, "gmi.json", ("text",), True),
+    "bound": _Analysis(BoundConfig, "bound.json", ("text", "lipschitz", "gmi?")),
+    "captions": _Analysis(CaptionsConfig, "captions.jsonl", (), True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One thing to compute.
+
+    Attributes:
+        name: `<data set>/<model>/<what>`.
+        kind: `capture` or a key of `ANALYSES`.
+        model: name of the model.
+        dataset: name of the data set.
+        config: ExtractConfig or the analysis' options.
+        file: what it writes, relative to the experiment's folder.
+        reads: role (`store`, `text`, `modes`, ...) to the name of the cell that makes it.
+        needs_model: whether the model is loaded for it.
+    """
+
+    name: str
+    kind: str
+    model: str
+    dataset: str
+    config: Any
+    file: str
+    reads: Mapping[str, str]
+    needs_model: bool
+
+    @property
+    def folder(self) -> str:
+        """Folder of the study it belongs to, relative to the experiment's."""
+        return self.file.rpartition("/")[0]
+
+
+def cells_of(experiment: Experiment) -> list[Cell]:
+    """All cells, each after those that it reads.
+
+    Raises:
+        ValueError: an unknown analysis or option, or an analysis that reads one which is not there.
+    """
+    _check(experiment.analyses)
+    found: list[Cell] = []
+    for data, source in experiment.datasets.items():
+        users = {
+            name: spec
+            for name, spec in experiment.studied().items()
+            if spec.datasets is None or data in spec.datasets
+        }
+        texts = dict.fromkeys(str(spec.text) for spec in users.values())
+        captured = {name: _capture(experiment, name, data, source, text=True) for name in texts}
+        found += captured.values()
+        for name, spec in users.items():
+            store = _capture(experiment, name, data, source, text=False)
+            found += [store, *_analyses(experiment, name, data, store, captured[str(spec.text)])]
+    return found
+
+
+def study_folder(experiment: Experiment, data: str, model: str) -> str:
+    """Where one model's results on one data set are, relative to the experiment's folder."""
+    return model if len(experiment.datasets) == 1 else f"{data}/{model}"
+
+
+def _capture(experiment: Experiment, name: str, data: str, source: DataSpec, *, text: bool) -> Cell:
+    spec: ModelSpec = experiment.models[name]
+    folder = study_folder(experiment, data, name)
+    file = f"{folder}.zarr" if text else f"{folder}/modal.zarr"
+    points = experiment.text_points if text else experiment.points
+    given = {
+        "points": tuple(points),
+        **experiment.capture,
+        **spec.capture,
+        "model": spec.model,
+        "dataset": source.dataset,
+        "store": file,
+        "as_text": text,
+        "dtype": spec.dtype,
+        "revision": spec.revision,
+        "device_map": spec.device_map,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    config = options_of(ExtractConfig, given, f"capture of {name}")
+    return Cell(f"{data}/{name}/capture", "capture", name, data, config, file, {}, True)
+
+
+def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: Cell) -> Iterator[Cell]:
+    made: dict[str, Cell] = {"store": store, "text": text}
+    for kind, facts in ANALYSES.items():
+        if kind not in experiment.analyses:
+            continue
+        if kind == "captions" and not experiment.models[model].model.startswith("lab:"):
+            continue
+        given = experiment.analyses[kind]
+        for one in given if isinstance(given, list | tuple) else [given]:
+            config = options_of(facts.config, one, f"analyses.{kind}")
+            file = facts.file.format(point=getattr(config, "point", ""))
+            reads = {"store": store.name}
+            for role in facts.reads:
+                wanted = role.removesuffix("?")
+                if wanted in made:
+                    reads[wanted] = made[wanted].name
+                elif not role.endswith("?"):
+                    needed = "align" if wanted == "modes" else wanted
+                    raise ValueError(
+                        f"analyses.{kind} reads {needed}, which is not among the analyses; add it"
+                    )
+            suffix = f"-{config.point}" if kind == "align" else ""
+            cell = Cell(
+                f"{data}/{model}/{kind}{suffix}",
+                kind,
+                model,
+                data,
+                config,
+                f"{store.folder}/{file}",
+                reads,
+                facts.model,
+            )
+            if kind == "align" and ("modes" not in made or config.point == "adapter_output"):
+                made["modes"] = cell
+            made.setdefault(kind, cell)
+            yield cell
+
+
+def _check(analyses: Mapping[str, Any]) -> None:
+    for kind, given in analyses.items():
+        if kind not in ANALYSES:
+            raise ValueError(
+                f"analyses: no {kind!r}{did_you_mean(kind, ANALYSES)}; there are {', '.join(ANALYSES)}"
+            )
+        if kind == "align" and isinstance(given, list | tuple):
+            points = [(one or {}).get("point", "adapter_output") for one in given]
+            if len(set(points)) < len(points):
+                raise ValueError(f"analyses.align: {points} names a hook point twice")
+        elif isinstance(given, list | tuple):
+            raise ValueError(
+                f"analyses.{kind}: got a list, expected one set of options (only align takes several)"
+            )
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """A config as plain values, without what only says where things lie."""
+    from modegap.analyses.result import jsonable
+
+    found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "store"}
+    return {name: jsonable(value) for name, value in found.items()}

@@ -1,0 +1,167 @@
+"""How each kind of cell is computed: the same functions that the commands call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modegap.analyses.saved import load_result, save_result
+
+from .cells import Cell
+from .config import Experiment
+
+if TYPE_CHECKING:
+    from modegap.engine.datasets import Dataset
+    from modegap.engine.models import LoadedModel
+
+Step = Callable[[str, int, int], None]
+Load = Callable[..., "LoadedModel"]
+OpenData = Callable[..., "Dataset"]
+
+
+class Steps:
+    """Computes cells, keeping the last loaded model.
+
+    Args:
+        experiment: what is run.
+        load: id and options to a model, as `modegap.load`.
+        open_data: data set and options to a data set, as `modegap.dataset`.
+        step: called as `step(what, done, total)` while something runs.
+        device: where reductions compute; None is the host.
+    """
+
+    def __init__(
+        self, experiment: Experiment, load: Load, open_data: OpenData, step: Step, device: str | None
+    ) -> None:
+        """Nothing loaded yet."""
+        self.experiment, self._load, self._open, self._step = experiment, load, open_data, step
+        self.out, self.device = Path(experiment.out), device
+        self._loaded: tuple[str, LoadedModel] | None = None
+
+    def run(self, cell: Cell, paths: dict[str, Path]) -> None:
+        """Compute a cell from the files of its roles and write its file."""
+        target = self.out / cell.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = getattr(self, f"_{cell.kind}")
+        result = work(cell, paths)
+        if result is not None:
+            save_result(result, target)
+
+    def release(self) -> None:
+        """Let go of the loaded model."""
+        self._loaded = None
+
+    def _model(self, name: str) -> LoadedModel:
+        if self._loaded is None or self._loaded[0] != name:
+            self.release()
+            spec = self.experiment.models[name]
+            module = spec.capture.get("module") or self.experiment.capture.get("module")
+            loaded = self._load(
+                spec.model,
+                dtype=spec.dtype,
+                revision=spec.revision,
+                device_map=spec.device_map,
+                trust_remote_code=spec.trust_remote_code,
+                points=module or None,
+            )
+            self._loaded = (name, loaded)
+        return self._loaded[1]
+
+    def _data(self, name: str, **options: Any) -> Dataset:
+        spec = self.experiment.datasets[name]
+        return self._open(spec.dataset, **{**spec.options, **options})
+
+    def _say(self, cell: Cell) -> Callable[..., None]:
+        return lambda done, total, *_: self._step(cell.name, done, total)
+
+    def _capture(self, cell: Cell, paths: dict[str, Path]) -> None:
+        from dataclasses import replace
+
+        from modegap.engine.capture import extract
+
+        missing = cell.config.as_text or getattr(cell.config, "skip_bad", False)
+        extract(
+            replace(cell.config, store=str(self.out / cell.file)),
+            model=self._model(cell.model),
+            data=self._data(cell.dataset, keep_missing=missing),
+            progress=lambda phase, done, total: self._step(f"{cell.name}: {phase}", done, total),
+        )
+
+    def _align(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.align import align
+
+        say = self._say(cell)
+        return align(paths["store"], paths["text"], cell.config, device=self.device, progress=say)
+
+    def _probe(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.probe import probe
+
+        return probe(paths["store"], config=cell.config, progress=self._say(cell))
+
+    def _distance(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.distance import distance
+
+        say = self._say(cell)
+        return distance(paths["store"], paths["text"], cell.config, device=self.device, progress=say)
+
+    def _pertype(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.pertype import pertype
+
+        probes = paths.get("probe")
+        say = self._say(cell)
+        return pertype(paths["store"], paths["modes"], probes, cell.config, device=self.device, progress=say)
+
+    def _lipschitz(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.lipschitz import lipschitz
+
+        return lipschitz(self._model(cell.model), paths["store"], cell.config, progress=self._say(cell))
+
+    def _gradproj(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.gradproj import gradproj
+
+        model, say = self._model(cell.model), self._say(cell)
+        return gradproj(model, paths["store"], paths["modes"], cell.config, progress=say)
+
+    def _ablate(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.ablate import ablate
+
+        model, say = self._model(cell.model), self._say(cell)
+        return ablate(model, paths["store"], paths["modes"], config=cell.config, progress=say)
+
+    def _swap(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.swap import swap
+
+        model, say = self._model(cell.model), self._say(cell)
+        return swap(model, paths["store"], paths["modes"], cell.config, progress=say)
+
+    def _gmi(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.gmi import gmi
+
+        model, say = self._model(cell.model), self._say(cell)
+        return gmi(model, paths["store"], paths["text"], cell.config, progress=say)
+
+    def _bound(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.bound import bound
+
+        norms: Any = load_result(paths["lipschitz"])
+        measured: Any = load_result(paths["gmi"]) if "gmi" in paths else None
+        return bound(paths["store"], paths["text"], norms, measured, (), cell.config)
+
+    def _captions(self, cell: Cell, paths: dict[str, Path]) -> None:
+        from modegap.analyses.lab.grammar import named_digits
+        from modegap.analyses.lab.scoring import generate_captions
+
+        loaded = self._model(cell.model)
+        data = self._data(cell.dataset, limit=cell.config.samples)
+        said = generate_captions(loaded.model, loaded.processor, data)
+        digits = data.labels()["digit"]
+        rows = [
+            {"caption": caption, "correct": named_digits(caption) == [digit]}
+            for caption, digit in zip(said, digits, strict=True)
+        ]
+        target = self.out / cell.file
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(target)

@@ -1,0 +1,212 @@
+"""Experiments from YAML: plans, resuming by content, failures that stay in their cell, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from modegap import cli
+from modegap._facade import load, unsifted_dataset
+from modegap.analyses.experiment import ExperimentResult, cells_of, load_experiment, run, shipped
+from modegap.analyses.experiment.ledger import Entry, Ledger, locked
+from modegap.engine.errors import EngineError
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "models": {"aligned": {"model": "lab:aligned", "text": "text"}, "text": {"model": "lab:text"}},
+    "datasets": {"lab": {"dataset": "lab", "options": {"size": 60}}},
+    "points": ["adapter_output", "llm_final"],
+    "text_points": ["text_embedding", "llm_final"],
+    "capture": {"batch_size": 30},
+    "analyses": {
+        "align": [{"interval": None}, {"point": "llm_final", "interval": None}],
+        "probe": {"labels": ["color"], "seeds": [0, 1]},
+        "ablate": {"subsets": ["top*2"], "n_samples": 8, "batch_size": 8},
+    },
+}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump({**SMALL, "out": str(path.parent / "out"), **changes}))
+    return path
+
+
+def go(path: Path, **options: Any) -> ExperimentResult:
+    return run(path, load=load, open_data=unsifted_dataset, **options)
+
+
+def outcomes(result: ExperimentResult) -> dict[str, str]:
+    return {cell.cell.removeprefix("lab/"): cell.outcome for cell in result.cells}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentResult]:
+    file = write(tmp_path_factory.mktemp("experiment") / "small.yaml")
+    return file, go(file)
+
+
+def test_everything_is_computed_once(done: tuple[Path, ExperimentResult]) -> None:
+    file, first = done
+    names = ["text/capture", "aligned/capture", "aligned/align-adapter_output", "aligned/align-llm_final",
+             "aligned/probe", "aligned/ablate"]  # fmt: skip
+    assert outcomes(first) == dict.fromkeys(names, "done")
+    assert first.exit_code == 0
+    assert first.report is not None
+    assert "modes-aligned" in first.report.read_text()
+    again = run(file, load=_never, open_data=unsifted_dataset)
+    assert outcomes(again) == dict.fromkeys(names, "skipped")
+
+
+def _never(*args: Any, **options: Any) -> Any:
+    raise AssertionError("nothing was left to compute, but a model was loaded")
+
+
+def test_only_what_changed_is_computed_again(done: tuple[Path, ExperimentResult]) -> None:
+    file, _ = done
+    analyses = {**SMALL["analyses"], "probe": {"labels": ["color"], "seeds": [0, 2]}}
+    other = write(file.with_name("other.yaml"), analyses=analyses)
+    changed = outcomes(go(other, report=False))
+    assert changed.pop("aligned/probe") == "done"
+    assert set(changed.values()) == {"skipped"}
+    modes = file.parent / "out" / "aligned" / "modes-adapter_output.safetensors"
+    modes.unlink()
+    planned = outcomes(go(other, dry_run=True))
+    todo = {name for name, outcome in planned.items() if outcome == "to do"}
+    assert todo == {"aligned/align-adapter_output", "aligned/ablate"}
+    assert not modes.exists()
+    again = outcomes(go(other, report=False))
+    assert again["aligned/align-adapter_output"] == "done"
+    assert again["aligned/probe"] == "skipped"
+
+
+def test_a_failing_cell_stops_only_what_reads_it(tmp_path: Path) -> None:
+    analyses = {"align": {"point": "llm_final", "text_point": "nowhere"}, "pertype": {},
+                "probe": {"labels": ["color"], "seeds": [0]}}  # fmt: skip
+    file = write(tmp_path / "failing.yaml", analyses=analyses)
+    result = go(file)
+    found = outcomes(result)
+    assert found["aligned/align-llm_final"] == "failed"
+    assert found["aligned/pertype"] == "blocked"
+    assert found["aligned/probe"] == "done"
+    assert result.exit_code == 1
+    assert result.report is not None
+    page = result.report.read_text()
+    assert "What is missing" in page
+    assert "nowhere" in page
+    entry = Ledger(tmp_path / "out").last["lab/aligned/align-llm_final"]
+    assert (entry.outcome, entry.traceback) == ("failed", "")
+    assert "nowhere" in entry.message
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    file = write(tmp_path / "killed.yaml")
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "modegap", "run", str(file), "--quiet"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 240
+    while child.poll() is None and not (ledger.is_file() and len(ledger.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline, "the run wrote no ledger"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with ledger.open("a") as torn:
+        torn.write('{"cell": "lab/aligned/pro')
+    before = {name for name, entry in Ledger(tmp_path / "out").last.items() if entry.outcome == "done"}
+    result = go(file)
+    found = {cell.cell: cell.outcome for cell in result.cells}
+    assert {name for name, outcome in found.items() if outcome == "skipped"} == before
+    assert set(found.values()) <= {"skipped", "done"}
+    assert len(before) >= 3
+    assert result.report is not None
+    assert set(Ledger(tmp_path / "out").last) == set(found)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(EngineError, match="another run"), locked(tmp_path):
+        pass
+
+
+def test_a_ledger_line_after_a_torn_one_is_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add(Entry("a", "k", "done"))
+    with ledger.path.open("a") as torn:
+        torn.write('{"cell": "b"')
+    Ledger(tmp_path).add(Entry("c", "k", "failed", message="why"))
+    assert {name: entry.outcome for name, entry in Ledger(tmp_path).last.items()} == {
+        "a": "done",
+        "c": "failed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modles": {}}, "unknown key 'modles'; did you mean 'models'"),
+        (
+            {"models": {"a": {"model": "lab:plain", "text": "tex"}, "text": {"model": "lab:text"}}},
+            "did you mean",
+        ),
+        ({"models": {"a": {"modl": "lab:plain"}}}, "models.a: unknown key 'modl'"),
+        ({"models": {"a": {"model": "lab:plain"}}}, "none has a `text`"),
+        ({"models": {}}, "must list at least one"),
+        ({"models": {"../a": {"model": "x", "text": "t"}, "t": {"model": "y"}}}, "names a folder"),
+        ({"datasets": {"d": {}}}, "datasets.d: dataset is missing"),
+    ],
+)
+def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_experiment(write(tmp_path / "x.yaml", **changes))
+
+
+@pytest.mark.parametrize(
+    ("analyses", "message"),
+    [
+        ({"prob": {}}, "no 'prob'; did you mean 'probe'"),
+        ({"probe": {"label": []}}, "analyses.probe: unknown key 'label'"),
+        ({"probe": {"C": -1}}, "analyses.probe: C: got -1"),
+        ({"ablate": {}}, "analyses.ablate reads align"),
+        ({"probe": [{}, {}]}, "expected one set of options"),
+        ({"align": [{}, {}]}, "names a hook point twice"),
+    ],
+)
+def test_mistakes_in_the_analyses_name_the_place(tmp_path: Path, analyses: Any, message: str) -> None:
+    experiment = load_experiment(write(tmp_path / "x.yaml", analyses=analyses))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cells_of(experiment)
+
+
+def test_shipped_experiments_have_a_plan() -> None:
+    assert set(shipped()) == {"lab", "paper", "template"}
+    counts = {name: len(cells_of(load_experiment(name))) for name in shipped()}
+    paper = cells_of(load_experiment("paper"))
+    assert counts["lab"] == 1 + 2 * 7
+    # 4 texts (one decoder a data set) and 9 pairs of 1 capture and 11 analyses
+    assert counts["paper"] == 4 + 9 * 12
+    assert len({cell.file for cell in paper}) == len(paper)
+    seen: set[str] = set()
+    for cell in paper:
+        assert set(cell.reads.values()) <= seen
+        seen.add(cell.name)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "x.yaml")
+    assert cli.main(["run", str(file), "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {cell["outcome"] for cell in shown["cells"]} == {"to do"}
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["run", "template", "--show"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["models"]["mine"]["text"] == "decoder"
+    assert cli.main(["run", "nothing.yaml"]) == 1
+    assert "no experiment nothing.yaml" in capsys.readouterr().err

@@ -1,0 +1,34 @@
+"""Rows in files that any safetensors reader opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modegap.engine.layers.rawrows import Buffers, checksum, read_rows, write_rows
+from modegap.stores.checksum import crc32c
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (700, 1001), (0, 4)])
+def test_round_trip(dtype: torch.dtype, shape: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(shape).to(dtype)
+    file = tmp_path / "rows.safetensors"
+    total = write_rows(file, rows)
+    assert total == checksum(rows) == crc32c(rows.view(-1).view(torch.uint8).numpy().tobytes())
+    assert torch.equal(load_file(file)["rows"], rows)
+    assert torch.equal(read_rows(file, Buffers(torch.device("cpu"))), rows)
+
+
+def test_a_file_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "rows.safetensors"
+    write_rows(file, torch.ones(10, 10))
+    whole = file.read_bytes()
+    for size in (0, 5, 30, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"ends after|Expecting|delimiter|Unterminated"):
+            read_rows(file, Buffers(torch.device("cpu")))

@@ -96,6 +96,11 @@ class _Run:
     def finish(self) -> ActivationStore:
         from modegap.stores import ActivationStore
 
+        if "://" in str(self.config.store):
+            raise EngineError(
+                f"extraction writes to a local folder, got {self.config.store}: then put the store there with "
+                f"`modegap import FOLDER {self.config.store}`"
+            )
         path = Path(self.config.store)
         if path.exists() and not self.config.resume:
             raise EngineError(f"{path} exists; choose another store, delete it, or resume it (resume=True)")

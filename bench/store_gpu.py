@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.engine.reduce import reduce
 from modegap.engine.stream import stream
@@ -55,7 +56,8 @@ WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
 """37 different samples, each written many times; its first row also holds the sample's number."""
 CHUNK = 16 << 20
 THREADS = (1, 2, 4, 8, 12, 16)
-TOLERANCE = 3e-6
+# the rows repeat 18,944 different ones, whose rounding in fp16 therefore does not average out
+TOLERANCE = 2e-5
 
 
 class Rows:
@@ -159,8 +161,12 @@ class Bench:
         return {"passed": True, "rows": at}
 
     def gate_covariance(self) -> dict[str, Any]:
-        """Largest |S - S64| / sqrt(S64_ii S64_jj) against fp64 over the same rows, not from the store."""
-        found = reduce(self.store, "p", Moments(), device=self.device).covariance.double()
+        """The same bits as from batches that were on the device all along, and close to fp64 (|dS| / sqrt(S_ii S_jj))."""
+        found = reduce(self.store, "p", Moments(), device=self.device).covariance
+        moments = Moments()
+        for at, block in enumerate(self.rows.blocks()):
+            moments.update(ActivationBatch(block, at * 16384, "p"))
+        same = torch.equal(moments.finalize().covariance, found)
         total = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
         gram = torch.zeros((WIDTH, WIDTH), dtype=torch.float64, device=self.device)
         centre = self.rows.device.double().mean(0)
@@ -171,8 +177,13 @@ class Bench:
         n = self.array.shape[0]
         exact = (gram - torch.outer(total, total) / n) / (n - 1)
         spread = exact.diagonal().sqrt()
-        error = float(((found - exact).abs() / torch.outer(spread, spread)).max())
-        return {"passed": error <= TOLERANCE, "error": error, "tolerance": TOLERANCE}
+        error = float(((found.double() - exact).abs() / torch.outer(spread, spread)).max())
+        return {
+            "passed": same and error <= TOLERANCE,
+            "same_bits": same,
+            "error": error,
+            "tolerance": TOLERANCE,
+        }
 
     def upload(self) -> dict[str, float]:
         """Pinned chunks to the device, one stream."""

@@ -58,6 +58,11 @@ def extract(
     rows = config.stored
     if rows is None:
         raise ValueError("got rows='stats-only', which stores no rows; use extract_moments")
+    if "://" in config.store:
+        raise EngineError(
+            f"extraction writes to a local folder, got {config.store}: then put the store there with "
+            f"`modegap import FOLDER {config.store}`"
+        )
     data = dataset(config.dataset) if data is None else data
     if config.stream_layers:
         from modegap.engine.layers import extract_by_layer

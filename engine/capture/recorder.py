@@ -278,6 +278,11 @@ def record(
     """
     if not isinstance(model, LoadedModel):
         raise EngineError(f"record got a {type(model).__name__}; wrap it: adopt(model, processor)")
+    if "://" in str(store):
+        raise EngineError(
+            f"record writes to a local folder, got {store}: then put the store there with "
+            f"`modegap import FOLDER {store}`"
+        )
     path = Path(store).expanduser()
     if path.exists():
         raise EngineError(f"{path} exists; choose another store or delete it")

@@ -32,7 +32,7 @@ class Moments(BlockReduction[MomentsResult]):
 
     Invariance: any split of the rows into batches gives the same bits. Merging agrees with one pass to 1e-10
     in mode exact, and in mode precise where the parts begin on block boundaries and share their shift
-    (workers made with `fresh()` after the first block, or no channel with |mean| > std); other partitions
+    (workers made with `fresh()` after the first block, or no channel with |mean| > 2 std); other partitions
     group the fp32 products differently, so they agree within the accuracy above and cannot do better.
 
     Memory: fp64 [d, d] and three blocks (d = 4096, host: 134 MB + 85 MB). `finalize` works in place.

@@ -14,13 +14,13 @@ __all__ = ["exact_up_to", "shift_of", "stage", "stage_and_sum"]
 
 
 def shift_of(pilot: torch.Tensor) -> torch.Tensor:
-    """c_j = mean_j to std_j / 4, in as few bits as that takes, where |mean_j| > std_j, else 0, over a pilot's rows.
+    """c_j = mean_j to std_j / 4, in as few bits as that takes, where |mean_j| > 2 std_j, else 0, over a pilot's rows.
 
     An uncentred Gram matrix loses a factor 1 + (mean/std)^2 of its precision; subtracting a constant close to
     the mean gives it back. c is an fp16 number, so that for c/2 <= x <= 2c the subtraction of an fp16 x is exact
     even in fp16 (Sterbenz, Floating-Point Computation, 1974), and its low bits are zero, so that it is exact for
-    outliers too, up to `exact_up_to`. The few values near 0 of a channel with a mean of 1 to 3 std lose low
-    bits of their own, to either side alike.
+    outliers too, up to `exact_up_to`. The few values near 0 of a channel with a mean of 2 to 8 std lose low
+    bits of their own in fp16, to either side alike.
 
     Args:
         pilot: [n, d], floating, true values (scale applied); n >= 0.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from modegap.engine.capture import Capturer, ExtractConfig, extract, read_retries
+from modegap.engine.capture import Capturer, ExtractConfig, extract, read_retries, record
 from modegap.engine.capture.schedule import Batching, schedule
 from modegap.engine.datasets import ListDataset, Sample, as_text
 from modegap.engine.errors import EngineError
@@ -331,3 +331,19 @@ def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
         config(tmp_path, batch_size=0)
     with pytest.raises(ValueError, match="got limit 0"):
         config(tmp_path, limit=0)
+
+
+def test_a_store_behind_a_url_is_put_there_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded, data = tiny.text(), ListDataset(tiny.text_samples(2))
+    away = replace(config(tmp_path, ("llm_final",)), store="s3://bucket/x.zarr")
+    with pytest.raises(EngineError, match=r"writes to a local folder, got s3://bucket/x\.zarr"):
+        extract(away, model=loaded, data=data)
+    with (
+        pytest.raises(EngineError, match="writes to a local folder"),
+        record(loaded, ["llm_final"], away.store),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

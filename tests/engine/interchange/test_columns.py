@@ -64,6 +64,20 @@ def test_a_store_changes_its_profile(store: ActivationStore, tmp_path: Path, pro
         import_store(empty.path, tmp_path / "f.zarr")
 
 
+def test_a_store_is_put_behind_a_url_and_fetched(store: ActivationStore, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    try:
+        there = import_store(store.path, "memory://exchange/s.zarr", dtype="float32", profile="sharded")
+        check_same(there, store, ("pooled", "tokens"))
+        assert verify(there).ok
+        back = import_store("memory://exchange/s.zarr", tmp_path / "b.zarr", dtype="float32")
+        check_same(back, store, ("pooled", "tokens"))
+        out = export_store(ActivationStore.open("memory://exchange/s.zarr"), tmp_path / "a.npz", rows="both")
+        check_same(import_store(out, tmp_path / "c.zarr", dtype="float32"), store, ("pooled", "tokens"))
+    finally:
+        fsspec.filesystem("memory").rm("/exchange", recursive=True)
+
+
 def test_columns_without_a_sidecar(store: ActivationStore, tmp_path: Path) -> None:
     """Arrays alone: each point is its own stream, ids count."""
     out = export_store(store, tmp_path / "a.npz", rows="both")

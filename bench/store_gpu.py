@@ -161,7 +161,7 @@ class Bench:
         return {"passed": True, "rows": at}
 
     def gate_covariance(self) -> dict[str, Any]:
-        """The same bits as from batches that were on the device all along, and close to fp64 (|dS| / sqrt(S_ii S_jj))."""
+        """The same bits as from batches that were on the device all along, and close to fp64."""
         found = reduce(self.store, "p", Moments(), device=self.device).covariance
         moments = Moments()
         for at, block in enumerate(self.rows.blocks()):

@@ -22,6 +22,7 @@ from ..threads import blas_alone, parallel
 _CHAIN = 512
 _TILE = 512
 _THIN = 64
+_THIN_TILE = 4096
 _CANCELLED = 6e-3
 """Of (sum_t |a_t||g_t|)^2 / T, what the squared norm must reach: rounding then leaves at most 5e-6 of it."""
 
@@ -44,13 +45,15 @@ def ghost_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     squares = torch.zeros(len(a), dtype=torch.float64)
     if a.numel() == 0 or g.numel() == 0:
         return squares
-    for b in range(len(a)):
-        square = None if _by_entries(a, g) else _by_grams(a[b], g[b], narrow)
-        if square is None:
-            square = _of_entries(a[b], g[b], narrow)
-        if narrow is not torch.float64 and not LEAST_SQUARE <= square <= MOST_SQUARE:
-            square = _of_entries(a[b], g[b], torch.float64)
-        squares[b] = square
+    if min(a.shape[2], g.shape[2]) <= _THIN and _by_entries(a, g):
+        squares.copy_(_of_thin_entries(*((a, g) if a.shape[2] >= g.shape[2] else (g, a)), narrow))
+    else:
+        for b in range(len(a)):
+            square = None if _by_entries(a, g) else _by_grams(a[b], g[b], narrow)
+            squares[b] = _of_entries(a[b], g[b], narrow) if square is None else square
+    if narrow is not torch.float64:
+        for b in torch.nonzero(~((squares >= LEAST_SQUARE) & (squares <= MOST_SQUARE))).flatten().tolist():
+            squares[b] = _of_entries(a[b], g[b], torch.float64)
     return squares.sqrt_()
 
 
@@ -77,8 +80,6 @@ def _by_grams(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float | N
 
 def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
     """Sum of squares of A'G."""
-    if min(a.shape[1], g.shape[1]) <= _THIN:
-        return _of_thin_entries(*((a, g) if a.shape[1] >= g.shape[1] else (g, a)), dtype)
     left, right = _pieces(a.T, dtype), _pieces(g.T, dtype)
 
     def tile(i: int, j: int) -> float:
@@ -91,18 +92,25 @@ def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
         )
 
 
-def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
-    """The same for a G of few columns, as LoRA's are: packing A's transpose would take longer than the product."""
+def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of squares of every A'G [B] for G of few columns, as LoRA's are: packing A' would take longer than it."""
     wide, thin = a.to(dtype).numpy(), g.to(dtype).numpy()
-    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(a), _CHAIN)]
+    columns = range(0, a.shape[2], _THIN_TILE)
+    found = np.zeros((len(a), len(columns)))
 
-    def tile(i: int, _: int) -> float:
-        entries = sum(np.matmul(wide[cut, i : i + _TILE].T, thin[cut]) for cut in cuts)
-        found = torch.from_numpy(np.asarray(entries))
-        return dots(found, found)
+    def tile(at: tuple[int, int]) -> None:
+        b, k = at
+        here = slice(columns[k], columns[k] + _THIN_TILE)
+        entries = sum(
+            np.matmul(wide[b, lo : lo + _CHAIN, here].T, thin[b, lo : lo + _CHAIN])
+            for lo in range(0, a.shape[1], _CHAIN)
+        )
+        total = torch.from_numpy(np.ascontiguousarray(entries))
+        found[b, k] = dots(total, total)
 
     with blas_alone():
-        return _summed(tile, [(i, 0) for i in range(0, a.shape[1], _TILE)])
+        parallel(tile, [(b, k) for b in range(len(a)) for k in range(len(columns))])
+    return torch.from_numpy(found.sum(axis=1))
 
 
 def _pieces(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:

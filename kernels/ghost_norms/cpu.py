@@ -22,7 +22,6 @@ from ..threads import blas_alone, parallel
 _CHAIN = 512
 _TILE = 512
 _THIN = 64
-_THIN_TILE = 4096
 _CANCELLED = 6e-3
 """Of (sum_t |a_t||g_t|)^2 / T, what the squared norm must reach: rounding then leaves at most 5e-6 of it."""
 
@@ -95,22 +94,48 @@ def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
 def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sums of squares of every A'G [B] for G of few columns, as LoRA's are: packing A' would take longer than it."""
     wide, thin = a.to(dtype).numpy(), g.to(dtype).numpy()
-    columns = range(0, a.shape[2], _THIN_TILE)
-    found = np.zeros((len(a), len(columns)))
+    found = np.zeros(len(a))
 
-    def tile(at: tuple[int, int]) -> None:
-        b, k = at
-        here = slice(columns[k], columns[k] + _THIN_TILE)
-        entries = sum(
-            np.matmul(wide[b, lo : lo + _CHAIN, here].T, thin[b, lo : lo + _CHAIN])
-            for lo in range(0, a.shape[1], _CHAIN)
-        )
-        total = torch.from_numpy(np.ascontiguousarray(entries))
-        found[b, k] = dots(total, total)
+    def sample(b: int) -> None:
+        found[b] = _thin_square(wide[b], thin[b])
 
     with blas_alone():
-        parallel(tile, [(b, k) for b in range(len(a)) for k in range(len(columns))])
-    return torch.from_numpy(found.sum(axis=1))
+        parallel(sample, range(len(a)))
+    return torch.from_numpy(found)
+
+
+def _thin_square(wide: np.ndarray, thin: np.ndarray) -> float:
+    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(wide), _CHAIN)]
+    entries = torch.from_numpy(sum((np.matmul(wide[cut].T, thin[cut]) for cut in cuts[1:]),
+                                   start=np.matmul(wide[cuts[0]].T, thin[cuts[0]])))  # fmt: skip
+    return dots(entries.contiguous(), entries.contiguous())
+
+
+def lora_norms(
+    x: torch.Tensor, g: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Norms of both factors' gradients, a sample a task; None where ranks, devices or values ask for another way."""
+    if x.dim() != 3 or g.dim() != 3 or x.shape[:2] != g.shape[:2] or x.dtype != g.dtype:
+        return None  # `ghost_norms` says what is wrong
+    T, d, p, r = x.shape[1], x.shape[2], g.shape[2], len(down)
+    thin = r <= _THIN and T * (d + r) > 2 * d * r and T * (p + r) > 2 * p * r
+    if not thin or x.device.type != "cpu" or needs_grad(x, g, down, up):
+        return None
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    inputs, outputs = x.to(dtype).numpy(), g.to(dtype).numpy()
+    below, above = down.detach().to(dtype).numpy(), up.detach().to(dtype).numpy()
+    squares = np.zeros((2, len(x)))
+
+    def sample(b: int) -> None:
+        squares[0, b] = _thin_square(inputs[b], np.matmul(outputs[b], above))
+        squares[1, b] = _thin_square(outputs[b], np.matmul(inputs[b], below.T))
+
+    with blas_alone():
+        parallel(sample, range(len(x)))
+    if dtype is torch.float32 and not ((squares >= LEAST_SQUARE) & (squares <= MOST_SQUARE)).all():
+        return None
+    of_down, of_up = torch.from_numpy(np.sqrt(squares))
+    return of_down, of_up
 
 
 def _pieces(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:

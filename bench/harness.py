@@ -95,7 +95,7 @@ def settle(limit_s: float = 0.5) -> None:
 
 
 def measure_host(
-    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 2.5
+    providers: Mapping[str, Sequence[Call]], repeats: int, budget_s: float = 1.5
 ) -> dict[str, list[float]]:
     """Wall milliseconds on the host of every repeat, providers interleaved.
 

@@ -131,6 +131,21 @@ def dots(a: torch.Tensor, b: torch.Tensor) -> float:
     return total
 
 
+def row_squares(rows: torch.Tensor) -> np.ndarray:
+    """Sum of squares of every row [n], fp32 or fp64 and contiguous: summed as in `dots`."""
+    x = rows.numpy()
+    whole = x.shape[1] // _DOT * _DOT
+    with np.errstate(over="ignore", invalid="ignore"):
+        pieces = x[:, :whole].reshape(len(x), -1, _DOT) if whole else x[:, None, :0]
+        out: np.ndarray = np.matmul(pieces[:, :, None, :], pieces[:, :, :, None]).sum(
+            axis=(1, 2, 3), dtype=np.float64
+        )
+        if whole < x.shape[1]:
+            rest = x[:, whole:]
+            out += np.matmul(rest[:, None, :], rest[:, :, None])[:, 0, 0]
+    return out
+
+
 def linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """rows weight' [n, q] for rows [n, k] in fp32 or fp64 and a weight [q, k], by row blocks."""
     rows, weight = rows.contiguous(), weight.to(rows.dtype).contiguous()

@@ -3,7 +3,8 @@
 torch's own threads meet at a barrier after every operation and spin there: on a machine with other load,
 tiles of 30 MFLOP took 3 times the CPU time and twice the wall time that way. Threads that are started for a
 call cost more than they save where an operation takes less than a millisecond: 0.35 ms for two on a quiet
-machine, and they begin on the processor of the thread that started them.
+machine, and they begin on the processor of the thread that started them. Tasks should be made of operations
+of 0.1 ms and more: with shorter ones the thread that waits for Python's lock is not awake when it is free.
 """
 
 from __future__ import annotations
@@ -128,17 +129,14 @@ def _torch_mode() -> Callable[[], AbstractContextManager[Any]]:
     return lambda: torch.set_grad_enabled(enabled)
 
 
-def parallel(work: Callable[[T], None], tasks: Sequence[T], *, spread: bool = True) -> None:
+def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
     """Run `work` on every task, in as many threads as torch may use, each single-threaded inside.
-
-    Without `spread` in the calling thread alone, for tasks of less than 0.2 ms: Python's lock passes from
-    thread to thread at every operation of theirs, which took twice as long as one thread did.
 
     The calling thread is one of them, so that nothing waits where the others are busy; tasks start in order
     and are meant to fit a cache, so that one task alone is no work for two threads. After an exception no
     further task starts; it is raised here once all threads are done.
     """
-    count = min(torch.get_num_threads(), len(tasks)) if spread else 1
+    count = min(torch.get_num_threads(), len(tasks))
     if count <= 1:
         with one_thread():
             for task in tasks:

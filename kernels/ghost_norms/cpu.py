@@ -44,13 +44,15 @@ def ghost_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     squares = torch.zeros(len(a), dtype=torch.float64)
     if a.numel() == 0 or g.numel() == 0:
         return squares
-    for b in range(len(a)):
-        square = None if _by_entries(a, g) else _by_grams(a[b], g[b], narrow)
-        if square is None:
-            square = _of_entries(a[b], g[b], narrow)
-        if narrow is not torch.float64 and not LEAST_SQUARE <= square <= MOST_SQUARE:
-            square = _of_entries(a[b], g[b], torch.float64)
-        squares[b] = square
+    if min(a.shape[2], g.shape[2]) <= _THIN and _by_entries(a, g):
+        squares.copy_(_of_thin_entries(*((a, g) if a.shape[2] >= g.shape[2] else (g, a)), narrow))
+    else:
+        for b in range(len(a)):
+            square = None if _by_entries(a, g) else _by_grams(a[b], g[b], narrow)
+            squares[b] = _of_entries(a[b], g[b], narrow) if square is None else square
+    if narrow is not torch.float64:
+        for b in torch.nonzero(~((squares >= LEAST_SQUARE) & (squares <= MOST_SQUARE))).flatten().tolist():
+            squares[b] = _of_entries(a[b], g[b], torch.float64)
     return squares.sqrt_()
 
 
@@ -77,8 +79,6 @@ def _by_grams(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float | N
 
 def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
     """Sum of squares of A'G."""
-    if min(a.shape[1], g.shape[1]) <= _THIN:
-        return _of_thin_entries(*((a, g) if a.shape[1] >= g.shape[1] else (g, a)), dtype)
     left, right = _pieces(a.T, dtype), _pieces(g.T, dtype)
 
     def tile(i: int, j: int) -> float:
@@ -91,18 +91,51 @@ def _of_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
         )
 
 
-def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> float:
-    """The same for a G of few columns, as LoRA's are: packing A's transpose would take longer than the product."""
+def _of_thin_entries(a: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of squares of every A'G [B] for G of few columns, as LoRA's are: packing A' would take longer than it."""
     wide, thin = a.to(dtype).numpy(), g.to(dtype).numpy()
-    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(a), _CHAIN)]
+    found = np.zeros(len(a))
 
-    def tile(i: int, _: int) -> float:
-        entries = sum(np.matmul(wide[cut, i : i + _TILE].T, thin[cut]) for cut in cuts)
-        found = torch.from_numpy(np.asarray(entries))
-        return dots(found, found)
+    def sample(b: int) -> None:
+        found[b] = _thin_square(wide[b], thin[b])
 
     with blas_alone():
-        return _summed(tile, [(i, 0) for i in range(0, a.shape[1], _TILE)])
+        parallel(sample, range(len(a)))
+    return torch.from_numpy(found)
+
+
+def _thin_square(wide: np.ndarray, thin: np.ndarray) -> float:
+    cuts = [slice(lo, lo + _CHAIN) for lo in range(0, len(wide), _CHAIN)]
+    entries = torch.from_numpy(sum((np.matmul(wide[cut].T, thin[cut]) for cut in cuts[1:]),
+                                   start=np.matmul(wide[cuts[0]].T, thin[cuts[0]])))  # fmt: skip
+    return dots(entries.contiguous(), entries.contiguous())
+
+
+def lora_norms(
+    x: torch.Tensor, g: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Norms of both factors' gradients, a sample a task; None where ranks, devices or values ask for another way."""
+    if x.dim() != 3 or g.dim() != 3 or x.shape[:2] != g.shape[:2] or x.dtype != g.dtype:
+        return None  # `ghost_norms` says what is wrong
+    T, d, p, r = x.shape[1], x.shape[2], g.shape[2], len(down)
+    thin = r <= _THIN and T * (d + r) > 2 * d * r and T * (p + r) > 2 * p * r
+    if not thin or x.device.type != "cpu" or needs_grad(x, g, down, up):
+        return None
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    inputs, outputs = x.to(dtype).numpy(), g.to(dtype).numpy()
+    below, above = down.detach().to(dtype).numpy(), up.detach().to(dtype).numpy()
+    squares = np.zeros((2, len(x)))
+
+    def sample(b: int) -> None:
+        squares[0, b] = _thin_square(inputs[b], np.matmul(outputs[b], above))
+        squares[1, b] = _thin_square(outputs[b], np.matmul(inputs[b], below.T))
+
+    with blas_alone():
+        parallel(sample, range(len(x)))
+    if dtype is torch.float32 and not ((squares >= LEAST_SQUARE) & (squares <= MOST_SQUARE)).all():
+        return None
+    of_down, of_up = torch.from_numpy(np.sqrt(squares))
+    return of_down, of_up
 
 
 def _pieces(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:

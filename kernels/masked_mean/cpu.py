@@ -1,4 +1,4 @@
-"""Host path of `masked_mean`: blocks of 256 Ki values upcast in cache, the kept positions read once."""
+"""Host path of `masked_mean`: blocks of 1 Mi values upcast in cache, rows that are not kept set to zero there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from modegap.kernels.dispatch import register
 from modegap.kernels.host import needs_grad
 from modegap.kernels.threads import parallel, scratch, zeros
 
-_VALUES = 2**18
-_SPREAD = 2**19
-"""Values of a sample from which threads pay."""
+_VALUES = 2**20
 
 
 def _host(x: torch.Tensor, mask: torch.Tensor) -> str | None:
@@ -21,26 +19,28 @@ def _host(x: torch.Tensor, mask: torch.Tensor) -> str | None:
 
 @register("masked_mean", "cpu", supports=_host)
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Per batch row: the span of kept positions as slices where it has no holes, gathered otherwise."""
+    """Samples in groups, positions in blocks: fp32 sums of a block, fp64 beyond; padding at the ends is skipped."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    width = x.shape[2]
-    step = max(1, _VALUES // max(1, width))
-    flags = mask.numpy()
-    out = torch.empty((x.shape[0], width), dtype=torch.float32)
+    count, length, width = x.shape
+    group = max(1, _VALUES // max(1, length * width))
+    step = max(1, _VALUES // max(1, group * width))
+    kept = mask.numpy()
+    rows = x.detach()
+    out = torch.empty((count, width), dtype=torch.float32)
 
     def mean(b: int) -> None:
-        kept = np.flatnonzero(flags[b])
-        first, count = int(kept[0]), len(kept)
-        whole = int(kept[-1]) - first + 1 == count
-        index = torch.from_numpy(kept)
-        total = zeros(width)
-        for lo in range(0, count, step):
-            hi = min(lo + step, count)
-            rows = x[b, first + lo : first + hi] if whole else x[b].index_select(0, index[lo:hi])
-            if rows.dtype is not dtype or not rows.is_contiguous():
-                rows = scratch().get(f"masked_mean.{dtype}", (hi - lo, width), dtype).copy_(rows)
-            total += rows.sum(0).double()
-        out[b] = total.div_(count)
+        flags = kept[b : b + group]
+        seen = np.flatnonzero(flags.any(axis=0))
+        total = zeros(len(flags), width)
+        for lo in range(int(seen[0]), int(seen[-1]) + 1, step):
+            hi = min(lo + step, int(seen[-1]) + 1)
+            part = rows[b : b + group, lo:hi]
+            wide = scratch().get(f"masked_mean.{dtype}", tuple(part.shape), dtype).copy_(part)
+            dropped = torch.from_numpy(np.flatnonzero(~flags[:, lo:hi]))
+            if len(dropped):
+                wide.view(-1, width).index_fill_(0, dropped, 0.0)
+            total += wide.sum(1)
+        out[b : b + group] = total / torch.from_numpy(flags.sum(axis=1)[:, None])
 
-    parallel(mean, range(x.shape[0]), spread=x.shape[1] * width >= _SPREAD)
+    parallel(mean, range(0, count, group))
     return out

@@ -214,9 +214,13 @@ class TestGhostNorms:
         want = (a.double().mT @ g.double()).flatten(1).norm(dim=1)
         assert ((kernels.ghost_norms(a, g) / want - 1).abs() <= 1e-6).all()
 
-    def test_lora(self):
-        x, g = randn(2, 50, 96, dtype=torch.float16), randn(2, 50, 80, seed=1, dtype=torch.float16)
-        down, up = randn(8, 96, seed=2), randn(80, 8, seed=3)
+    @pytest.mark.parametrize("r", [1, 8, 40])
+    @pytest.mark.parametrize("size", [1.0, 1e-9])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_lora(self, r, size, dtype):
+        """Thin ranks, ranks that are not, and gradients too small for fp32's squares."""
+        x, g = randn(2, 50, 96, dtype=dtype), randn(2, 50, 80, seed=1, dtype=dtype)
+        down, up = randn(r, 96, seed=2) * size, randn(80, r, seed=3) * size**2
         of_down, of_up = kernels.lora_norms(x, g, down, up, scaling=-2.0)
         xx, gg = x.double(), g.double()
         for b in range(2):
@@ -224,6 +228,10 @@ class TestGhostNorms:
             assert float(of_down[b]) == pytest.approx(float(want), rel=2e-6)
             want = 2 * (gg[b].T @ (xx[b] @ down.double().T)).norm()
             assert float(of_up[b]) == pytest.approx(float(want), rel=2e-6)
+
+    def test_bad_lora(self):
+        with pytest.raises(ValueError, match="expected one dtype"):
+            kernels.lora_norms(randn(1, 9, 4), randn(1, 9, 5).half(), randn(2, 4), randn(5, 2))
 
     def test_no_samples(self):
         assert kernels.ghost_norms(torch.zeros(0, 3, 4), torch.zeros(0, 3, 5)).shape == (0,)

@@ -269,7 +269,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(tmp_path: Path, profile: P
     assert verify(store, threads=1).ok
     kinds = set()
     for name, content in sound.items():
-        for at in every_byte(content)[:: 1 if name.endswith("/0") else 13]:
+        for at in every_byte(content)[:: 1 if "/rows/c/" in name else 5 if name.endswith("/0") else 13]:
             file = store.path / name
             flip(file, at, at % 8)
             changed = file.read_bytes()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,15 @@ def test_no_space_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store = ActivationStore.create(tmp_path / "s.zarr", plan)
     original, left = os.write, 8000
 
+    turn = threading.Lock()
+
     def write(descriptor: int, data: bytes) -> int:
         nonlocal left
-        if left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = original(descriptor, data[:left])
-        left -= written
+        with turn:
+            if left == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = original(descriptor, data[:left])
+            left -= written
         return written
 
     with monkeypatch.context() as patch:

@@ -12,8 +12,7 @@ import torch
 from modegap.kernels.dispatch import register
 from modegap.kernels.threads import parallel
 
-_ROWS = 64
-_TASK_VALUES = 2**20
+_VALUES = 2**20
 _MAGNITUDE = np.int16(0x7FFF)
 
 
@@ -24,15 +23,14 @@ def _host(x: torch.Tensor) -> str | None:
 
 @register("absmax", "cpu", supports=_host)
 def absmax(x: torch.Tensor) -> torch.Tensor:
-    """Column maxima of the magnitude bits by cache-sized row blocks."""
+    """Column maxima of the magnitude bits by row blocks."""
     bits = x.view(torch.int16).numpy()
-    step = _ROWS * max(1, _TASK_VALUES // (_ROWS * max(1, x.shape[1])))
+    step = max(1, _VALUES // max(1, x.shape[1]))
     starts = range(0, x.shape[0], step)
-    best = np.zeros((len(starts), x.shape[1]), dtype=np.int16)
+    best = np.empty((len(starts), x.shape[1]), dtype=np.int16)
 
-    def task(i: int) -> None:
-        for lo in range(starts[i], min(starts[i] + step, x.shape[0]), _ROWS):
-            np.maximum(best[i], (bits[lo : lo + _ROWS] & _MAGNITUDE).max(axis=0), out=best[i])
+    def block(i: int) -> None:
+        best[i] = (bits[starts[i] : starts[i] + step] & _MAGNITUDE).max(axis=0)
 
-    parallel(task, range(len(starts)))
+    parallel(block, range(len(starts)))
     return torch.from_numpy(best.max(axis=0)).view(torch.float16).float()

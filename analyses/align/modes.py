@@ -308,12 +308,16 @@ class Modes(NotebookRepr):
         """The modes that `save` wrote.
 
         Raises:
-            ValueError: a file that holds no modes, or those of another format.
+            ValueError: no file, one that holds no modes, or those of another format.
         """
         from safetensors import SafetensorError, safe_open
 
         from modegap.engine.certificate import Certificate
 
+        if not Path(path).is_file():
+            raise ValueError(
+                f"no file of modes {path}; write one with `modegap align MODAL TEXT --out {path}`"
+            )
         try:
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .classes import rows_of_samples
     from .compute import distance
     from .config import DistanceConfig
-    from .kernel import bandwidth, diameter, linear_cka, mmd2, mmd2_features, participation_ratio
+    from .kernel import bandwidth, linear_cka, mmd2, mmd2_features, participation_ratio
     from .outcome import ClassDistance, DistanceResult, PairDistance
     from .transport import Estimate, gaussian_w2, sliced_w1, w1, w1_bootstrap
 
@@ -20,7 +20,6 @@ __all__ = [
     "Estimate",
     "PairDistance",
     "bandwidth",
-    "diameter",
     "distance",
     "gaussian_w2",
     "linear_cka",
@@ -41,7 +40,6 @@ _HOMES = {
     "Estimate": "transport",
     "PairDistance": "outcome",
     "bandwidth": "kernel",
-    "diameter": "kernel",
     "distance": "compute",
     "gaussian_w2": "transport",
     "linear_cka": "kernel",

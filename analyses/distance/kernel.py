@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy, linear CKA, and how far a law spreads."""
+"""Maximum mean discrepancy, linear CKA, and the dimensions that carry a variance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from .transport import Estimate
 Float = NDArray[np.float64]
 
 _MEDIAN_ROWS = 500
-_PAIRS = 200
 
 
 def bandwidth(x: Float, y: Float) -> float:
@@ -93,16 +92,3 @@ def participation_ratio(covariance: Float) -> float:
     """(tr S)^2 / tr S^2: the number of dimensions that carry the variance, from 1 to d."""
     square = float(np.linalg.norm(covariance)) ** 2
     return float(np.trace(covariance)) ** 2 / square if square > 0 else 0.0
-
-
-def diameter(rows: Float, seed: int) -> float:
-    """D = max(std sqrt(d), largest distance of 200 sampled pairs), as the paper estimates it.
-
-    Args:
-        rows: [n, d]; std is over all their values.
-        seed: of the pairs.
-    """
-    rng = np.random.default_rng(seed)
-    first, second = rng.integers(len(rows), size=(2, _PAIRS))
-    longest = float(np.linalg.norm(rows[first] - rows[second], axis=1).max())
-    return max(float(rows.std()) * float(np.sqrt(rows.shape[1])), longest)

@@ -43,6 +43,8 @@ class PairDistance:
         participation_text: of the text covariance.
         diameter: D of the modal rows, from the sampled ones.
         diameter_text: of the text rows.
+        effective_diameter: D_eff of the sampled modal rows, as in `lipschitz`.
+        effective_diameter_text: of the text rows.
         messages: what is missing, and why.
     """
 
@@ -68,6 +70,8 @@ class PairDistance:
     participation_text: float | None = None
     diameter: float | None = None
     diameter_text: float | None = None
+    effective_diameter: float | None = None
+    effective_diameter_text: float | None = None
     messages: tuple[str, ...] = ()
 
 
@@ -149,6 +153,7 @@ class DistanceResult(NotebookRepr):
             Column("PR", format=".1f"),
             Column("PR, text", format=".1f"),
             Column("D", format=".4g"),
+            Column("D_eff", format=".4g"),
             "rows",
             "text rows",
         )
@@ -168,6 +173,7 @@ class DistanceResult(NotebookRepr):
                 p.participation,
                 p.participation_text,
                 p.diameter,
+                p.effective_diameter,
                 p.n,
                 p.n_text,
             )

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.analyses.align.inputs import Inputs
+from modegap.analyses.lipschitz.diameter import diameter
 from modegap.engine.moments import CrossMoments, FourierFeatures, Moments, Projections, RowSample
 from modegap.engine.reduce import reduce, reduce_pairs
 
 from .config import DistanceConfig
-from .kernel import bandwidth, diameter, linear_cka, mmd2, mmd2_features, participation_ratio
+from .kernel import bandwidth, linear_cka, mmd2, mmd2_features, participation_ratio
 from .outcome import PairDistance
 from .transport import Estimate, gaussian_w2, sliced_w1, w1, w1_bootstrap
 
@@ -88,11 +89,16 @@ class Comparison:
         wanted = set(config.measures)
         modal, text = self._laws = (self._law(0), self._law(1))
         said: list[str] = []
+        extents = [
+            diameter(law.sample, seed=config.seed, paper=config.law == "paper") for law in (modal, text)
+        ]
         found: dict[str, Any] = {
+            "diameter": extents[0].D,
+            "diameter_text": extents[1].D,
+            "effective_diameter": extents[0].D_eff,
+            "effective_diameter_text": extents[1].D_eff,
             "participation": participation_ratio(modal.covariance),
             "participation_text": participation_ratio(text.covariance),
-            "diameter": diameter(modal.sample, config.seed),
-            "diameter_text": diameter(text.sample, config.seed),
         }
         x, y = modal.sample[: config.samples], text.sample[: config.samples]
         mean = (modal.mean + text.mean) / 2

@@ -126,7 +126,10 @@ def load_experiment(path: str | Path, **changes: Any) -> Experiment:
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
-        raise ValueError(f"{file} holds {type(given).__name__}, expected keys such as models and datasets")
+        said = "is empty" if given is None else f"holds {type(given).__name__}"
+        raise ValueError(
+            f"{file} {said}, expected keys such as models and datasets; `modegap run template --show` prints one"
+        )
     given = {"name": file.stem, **given}
     models = {
         key: _build(ModelSpec, value, f"models.{key}")

@@ -137,7 +137,7 @@ def _input_embeddings(model: nn.Module) -> tuple[nn.Module, int]:
     get = getattr(model, "get_input_embeddings", None)
     try:
         found = get() if get is not None else None
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # what transformers raises where a model defines none
         found = None
     weight = getattr(found, "weight", None)
     if not isinstance(found, nn.Module) or not isinstance(weight, torch.Tensor) or weight.dim() != 2:

@@ -33,6 +33,31 @@ class ReplayInputs:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ModesInputs:
+    """What is replayed, with which modes, and where the result goes.
+
+    Attributes:
+        model: Hub id, folder, or lab:plain, lab:aligned.
+        store: store with token rows of adapter_output.
+        modes: file that `align --out` wrote.
+        out: JSON file for the result, which `report` reads; nothing is written unless given.
+        dtype: dtype of the model; the checkpoint's own unless given.
+        revision: of the model.
+        device_map: as transformers takes it.
+        trust_remote_code: run the model repository's own code.
+    """
+
+    model: str
+    store: str
+    modes: str
+    out: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool = False
+
+
 def load_model(inputs: Any) -> LoadedModel:
     """The model that the inputs name."""
     from modegap._facade import load

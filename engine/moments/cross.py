@@ -15,9 +15,11 @@ from .audit import Audit, audit_error, audited
 from .base import BlockReduction, accumulates, too_few
 from .blocks import Block, BlockBuffer
 from .result import CrossMomentsResult
+from .shifted import add_outer
 from .side import Side
 
 _SIDES = ("x", "y")
+_ROWS = 256
 
 
 class CrossMoments(BlockReduction[CrossMomentsResult]):
@@ -160,7 +162,10 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             raise too_few(x.point, x.count)
         self._spend()
         gram, self._gram, self._rows = self._gram, torch.empty((0, 0), dtype=torch.float64), None
-        gram.addr_(x.total, y.total, alpha=-1.0 / x.count).div_(x.count - 1)
+        left = x.total * (-1.0 / x.count)
+        for lo in range(0, len(gram), _ROWS):
+            add_outer(gram[lo : lo + _ROWS], left[lo : lo + _ROWS], y.total)
+        gram.div_(x.count - 1)
         error = self._error(gram, x.count) if self.audit_columns else None
         return CrossMomentsResult(
             count=x.count,

@@ -15,6 +15,15 @@ from modegap.kernels import by_rows, mirror_lower
 _BLOCK = 256
 
 
+def add_outer(rows: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """rows [n, d] += left [n] right' [d], rounded after the product and after the sum.
+
+    torch's `addr_` fuses the two in its vector loop and not in the rest of a row, and where that begins depends on
+    how the work was shared out: one bit of a few entries then changed from run to run.
+    """
+    rows.add_(torch.outer(left, right))
+
+
 def move_lower(
     gram: torch.Tensor, source: torch.Tensor, total: torch.Tensor, count: int, delta: torch.Tensor | None
 ) -> None:
@@ -32,8 +41,8 @@ def move_lower(
         rows = gram[lo:hi, :hi]
         rows.add_(source[lo:hi, :hi].to(gram.device))
         if delta is not None:
-            rows.addr_(delta[lo:hi], total[:hi])
-            rows.addr_(total[lo:hi] + count * delta[lo:hi], delta[:hi])
+            add_outer(rows, delta[lo:hi], total[:hi])
+            add_outer(rows, total[lo:hi] + count * delta[lo:hi], delta[:hi])
 
     by_rows(add, gram, _BLOCK)
 
@@ -43,7 +52,7 @@ def finish(gram: torch.Tensor, total: torch.Tensor, count: int) -> torch.Tensor:
 
     def centre(lo: int, hi: int) -> None:
         rows = gram[lo:hi, :hi]
-        rows.addr_(total[lo:hi], total[:hi], alpha=-1.0 / count)
+        add_outer(rows, total[lo:hi] * (-1.0 / count), total[:hi])
         rows.div_(count - 1)
 
     by_rows(centre, gram, _BLOCK)

@@ -229,7 +229,15 @@ def test_audit_sees_a_broken_kernel(monkeypatch):
 
 def test_threads_change_no_bit():
     x = drawn(8, rows=3000, width=700)
-    one = run(Moments(), x)
-    torch.set_num_threads(3)
-    three = run(Moments(), x)
-    assert torch.equal(one.covariance, three.covariance)
+    before = torch.get_num_threads()
+    try:
+        one = run(Moments(), x)
+        for threads in (
+            1,
+            2,
+            3,
+        ) * 6:  # a share of the work that goes elsewhere by chance shows in a few of these
+            torch.set_num_threads(threads)
+            assert torch.equal(one.covariance, run(Moments(), x).covariance)
+    finally:
+        torch.set_num_threads(before)

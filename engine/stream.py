@@ -247,3 +247,14 @@ def _sample_mask(samples: Sequence[int] | np.ndarray | None, count: int) -> np.n
             raise ValueError(f"samples: got {given.min()} to {given.max()}, expected 0 to {count - 1}")
         mask[given] = True
     return mask
+
+
+def selection_of(
+    select: str | Sequence[str] | None, samples: Sequence[int] | np.ndarray | None, count: int
+) -> Selection:
+    """The rows that `stream` takes under these options, in a store of `count` samples.
+
+    Raises:
+        ValueError: an unknown modality, or a sample that is not there.
+    """
+    return Selection(modalities=_modalities(select), samples=_sample_mask(samples, count))

@@ -6,6 +6,7 @@ are variances of the projections U'x: G x K counts, means and sums of squares a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from modegap.engine.shards import boundary_of
 
 if TYPE_CHECKING:
     from modegap.engine.batch import ActivationBatch
@@ -142,6 +145,10 @@ class Both(Generic[A, B]):
     def merge(self, other: Self) -> Self:
         """This pair with the rows of `other` added."""
         return type(self)(self._first.merge(other._first), self._second.merge(other._second))
+
+    def boundary(self, device: str | None = None) -> int:
+        """Where a pass may be cut: the least common multiple of both."""
+        return math.lcm(*(boundary_of(part, device) for part in (self._first, self._second)))
 
     def finalize(self) -> tuple[A, B]:
         """(result of the first, result of the second)."""

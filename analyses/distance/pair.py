@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from modegap.analyses.align.inputs import Inputs
 from modegap.analyses.lipschitz.diameter import diameter
 from modegap.engine.moments import CrossMoments, FourierFeatures, Moments, Projections, RowSample
 from modegap.engine.reduce import reduce, reduce_pairs
+from modegap.engine.shards import boundary_of
 
 from .config import DistanceConfig
 from .kernel import bandwidth, linear_cka, mmd2, mmd2_features, participation_ratio
@@ -312,6 +314,9 @@ class _All:
 
     def merge(self, other: _All) -> _All:
         return _All([ours.merge(theirs) for ours, theirs in zip(self._parts, other._parts, strict=True)])
+
+    def boundary(self, device: str | None = None) -> int:
+        return math.lcm(*(boundary_of(part, device) for part in self._parts))
 
     def finalize(self) -> list[Any]:
         return [part.finalize() for part in self._parts]

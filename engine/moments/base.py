@@ -77,8 +77,13 @@ class BlockReduction(ABC, Generic[R]):
     def state_dict(self) -> Mapping[str, Any]:
         """Everything seen, as tensors that share memory with the reduction."""
 
+    def boundary(self, device: str | torch.device | None = None) -> int:
+        """Rows a block: parts that begin on its multiples and share the shift merge to one pass's blocks."""
+        on_host = torch.device("cpu" if device is None else device).type == "cpu"
+        return self._block_rows or (_HOST_ROWS[self.mode] if on_host else _DEVICE_ROWS)
+
     def _buffer(self, device: torch.device) -> BlockBuffer:
-        rows = self._block_rows or (_HOST_ROWS[self.mode] if device.type == "cpu" else _DEVICE_ROWS)
+        rows = self.boundary(device)
         self._block_rows = rows
         return BlockBuffer(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -106,6 +107,13 @@ class BlockBuffer:
         """Drop the rows and the memory."""
         self._x = self._codes = None
         self._runs, self._held = [], 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: without the memory for rows where none is held."""
+        state = dict(self.__dict__)
+        if not self._held:
+            state["_x"] = state["_codes"] = None
+        return state
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Rows held, their scales and codes (empty tensors where there are none)."""

@@ -1,0 +1,101 @@
+"""From a `ClusterSpec` to a running Dask cluster."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from modegap.engine.errors import EngineError
+
+from .spec import MODULES, ClusterSpec
+
+_START_SECONDS = 60
+
+
+def dask_or_error() -> Any:
+    """The module `distributed`.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        return importlib.import_module("distributed")
+    except ImportError as error:
+        raise EngineError(
+            f"a cluster needs Dask ({error}): pip install 'distributed>=2024.8', and bokeh for its dashboard"
+        ) from None
+
+
+def launch(spec: ClusterSpec) -> Any:
+    """What a Dask client connects to: a cluster object that was started, or a scheduler's address.
+
+    Raises:
+        EngineError: the cluster's package is not installed, or it did not start.
+    """
+    dask_or_error()
+    if spec.kind == "address":
+        return spec.address
+    if spec.kind == "local":
+        return _local(spec.workers)
+    module, _, name = spec.path.rpartition(".")
+    package = MODULES[module.partition(".")[0]]
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise EngineError(f"cluster: {spec.path} cannot be imported ({error}): pip install {package}") from None
+    except AttributeError:
+        raise EngineError(f"cluster: {module} has no class {name}; see the documentation of {package}") from None
+    try:
+        cluster = kind(**spec.options)
+        if spec.adapt is not None:
+            cluster.adapt(minimum=spec.adapt[0], maximum=spec.adapt[1])
+        elif spec.workers is not None:
+            cluster.scale(spec.workers)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise EngineError(f"cluster: {spec.path} of {spec.said} did not start: {error}") from error
+    return cluster
+
+
+def _local(workers: int | None) -> Any:
+    """Processes of one thread each, restarted where they die, and one GPU each where there are GPUs.
+
+    They are started by command, not forked or spawned from this process: a script needs no `__main__` guard.
+    The scheduler lives in this process, so that all of them end with it, however it ends.
+    """
+    from distributed import Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    from .processes import QuietWorker
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    gpus = visible_gpus()
+    count = workers or (len(gpus) or _cores())
+    options = {"nthreads": 1, "memory_limit": int(MEMORY_LIMIT / count), "host": "127.0.0.1"}
+    options |= {"death_timeout": _START_SECONDS, "dashboard": False}
+    made = {}
+    for number in range(count):
+        env = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        # Threads of linear algebra: what the cores give each process.
+        env["OMP_NUM_THREADS"] = str(max(1, _cores() // count))
+        made[number] = {
+            "cls": QuietWorker,
+            "options": {"name": str(number), "worker_kwargs": {**options, "env": env}},
+        }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
+    return SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; asks no driver."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() not in ("", "-1")]
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,177 @@
+"""A pass over a store's rows, as a worker does its share of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from modegap.engine.chunks import Selection
+from modegap.engine.errors import EngineError
+from modegap.engine.packing import Part
+from modegap.engine.shards import Shard, digest
+from modegap.engine.stream import Kind, selection_of, stream, stream_pairs
+from modegap.stores import ActivationStore
+from modegap.stores.errors import StoreError
+
+if TYPE_CHECKING:
+    from modegap.engine.batch import ActivationBatch, PairedBatch
+
+_lock = threading.Lock()
+_stores: dict[tuple[str, str], ActivationStore] = {}
+_MOST_STORES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What is streamed through a reduction.
+
+    Attributes:
+        store: path or URL of the store.
+        plan: its plan hash.
+        points: the hook point, or two whose rows belong together.
+        kind: tokens or pooled.
+        other: path and plan hash of the second point's store; None for the same.
+        select: modalities.
+        samples: samples, as `stream` takes them.
+        device: where rows are put.
+        options: batch_rows, prefetch and readers of `stream`.
+    """
+
+    store: str
+    plan: str
+    points: tuple[str, ...]
+    kind: Kind
+    other: tuple[str, str] | None = None
+    select: tuple[str, ...] | None = None
+    samples: np.ndarray | None = None
+    device: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> tuple[ActivationStore, ActivationStore]:
+        """The stores of the first and of the second point, kept open in this process.
+
+        Raises:
+            EngineError: one is not there, or is another one.
+        """
+        ours = opened(self.store, self.plan)
+        return ours, ours if self.other is None else opened(*self.other)
+
+    def batches(self, start: int, stop: int) -> Iterator[ActivationBatch] | Iterator[PairedBatch]:
+        """The rows `start` to `stop`."""
+        store, other = self.open()
+        options: dict[str, Any] = {
+            **self.options, "kind": self.kind, "start": start, "stop": stop, "device": self.device,
+            "select": self.select, "samples": self.samples,
+        }  # fmt: skip
+        if len(self.points) == 1:
+            return stream(store, self.points[0], **options)
+        return stream_pairs(store, (self.points[0], self.points[1]), other=other, **options)
+
+    def selection(self) -> Selection:
+        """Which rows are wanted."""
+        store, _ = self.open()
+        return selection_of(self.select, self.samples, len(store.samples))
+
+    def facts(self) -> tuple[Any, ...]:
+        """What decides the rows and how they are grouped, for names."""
+        samples = None if self.samples is None else self.samples.tobytes()
+        kind = None if self.device is None else self.device.partition(":")[0]
+        other = None if self.other is None else self.other[1]
+        return self.plan, other, self.points, self.kind, self.select, samples, kind, self.options
+
+    def digests(self, start: int, stop: int) -> tuple[str, ...]:
+        """Of the chunks of rows `start` to `stop` at each point."""
+        return tuple(
+            digest(store, point, self.kind, start, stop)
+            for store, point in zip(self.open(), self.points, strict=False)
+        )
+
+
+def opened(path: str, plan: str) -> ActivationStore:
+    """The store at a path, which must be the one that the client sees.
+
+    Raises:
+        EngineError: nothing is there, or another store.
+    """
+    with _lock:
+        known = _stores.get((path, plan))
+        if known is not None:
+            return known
+        try:
+            store = ActivationStore.open(path)
+        except (StoreError, OSError) as error:
+            raise EngineError(
+                f"the store cannot be opened here ({' '.join(str(error).split())}): mount {path} on every worker under "
+                "the same path, or put it where all can read it (docs/scaling.md)"
+            ) from None
+        if store.plan_hash != plan:
+            raise EngineError(
+                f"{path} is another store here than on the client (another plan): mount the same one everywhere"
+            )
+        if len(_stores) >= _MOST_STORES:
+            _stores.clear()
+        _stores[path, plan] = store
+        return store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What every leaf starts from: the pass, and the reduction with what its first block settled."""
+
+    work: Pass
+    part: Part
+
+    def __sizeof__(self) -> int:
+        """Of the reduction."""
+        return self.part.nbytes
+
+
+def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Prepared, int]:
+    """The start of every leaf, and the bytes of a result.
+
+    A reduction of blocks chooses a shift from the first one: it is chosen here, from the block that one process
+    would take, and `fresh` hands it on.
+    """
+    pilot = given.reduction.fresh()
+    left = boundary
+    with closing(cast("Any", work.batches(start, stop))) as batches:
+        for batch in batches:
+            pilot.update(batch)
+            left -= len(batch)
+            if left <= 0:
+                break
+    # a block that is not full settles its shift when it is merged as the end of the rows
+    return Prepared(work, Part(pilot.fresh())), Part(pilot).nbytes
+
+
+def leaf(prepared: tuple[Prepared, int], shard: Shard, digests: tuple[str, ...]) -> Part:
+    """A shard's rows through the reduction.
+
+    Raises:
+        EngineError: the rows are others than those that the client sees.
+        StoreError: as `stream`.
+    """
+    work = prepared[0].work
+    if work.digests(shard.start, shard.stop) != digests:
+        for store in work.open():
+            store.refresh()
+        if work.digests(shard.start, shard.stop) != digests:
+            raise EngineError(
+                f"{work.store} holds other rows {shard.start} to {shard.stop} here than on the client: mount the same "
+                "store everywhere"
+            )
+    reduction = prepared[0].part.reduction.fresh()
+    with closing(cast("Any", work.batches(shard.start, shard.stop))) as batches:
+        for batch in batches:
+            reduction.update(batch)
+    return Part(reduction, shard.rows)
+
+
+def merge(left: Part, right: Part) -> Part:
+    """Both parts."""
+    return left.merged(right)

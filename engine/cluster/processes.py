@@ -1,0 +1,21 @@
+"""Worker processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+
+from distributed.deploy.subprocess import SubprocessWorker
+
+
+class QuietWorker(SubprocessWorker):  # type: ignore[misc]  # Dask has no types
+    """A worker and its nanny, started by command; only errors are logged."""
+
+    async def _start(self) -> None:
+        options = {"cls": self.worker_class, "opts": {"name": self.name, **self.worker_kwargs}}
+        command = [sys.executable, "-m", "dask", "spec", self.scheduler, "--spec", json.dumps(options)]
+        env = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"}
+        # A Ctrl-C is for this process, which then ends its workers.
+        self.process = await asyncio.create_subprocess_exec(*command, env=env, start_new_session=True)

@@ -1,0 +1,346 @@
+"""`Cluster`: a connection to workers, and how a graph of tasks is carried through whatever happens to them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from modegap import __version__
+from modegap.engine.errors import EngineError
+from modegap.engine.packing import load_packed
+
+from .calls import Kept, execute, facts
+from .launch import launch
+from .spec import ClusterSpec, parse
+
+_PATIENCE = 120.0
+"""Seconds that a scheduler may be away, and that the first worker may take to come."""
+_TRIES = 4
+"""Times that the workers of one task may die."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for the result of another task of the same graph."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call.
+
+    Attributes:
+        fn: what is called on a worker.
+        args: its arguments; `Ref` stands for another task's result, `Kept` for a file's.
+        path: file that keeps the result; None for none.
+        need: bytes of memory it takes.
+        weight: rows (or samples) that it is about, for progress.
+        nbytes: bytes that it reads.
+        what: what it is about, for messages.
+        priority: higher ones go first.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    path: Path | None = None
+    need: int = 0
+    weight: int = 0
+    nbytes: int = 0
+    what: str = ""
+    priority: int = 0
+
+
+Graph = Mapping[str, Task]
+Done = Callable[[str, Task], None]
+
+
+class Cluster:
+    """Workers on which reductions, replays and probes run; a context manager.
+
+    Attributes:
+        spec: where they are.
+        folder: where partial results are kept, so that a run that was cut off goes on; None for nowhere.
+        dashboard: address of the dashboard, "" if there is none.
+    """
+
+    def __init__(self, spec: ClusterSpec, folder: Path | None = None) -> None:
+        """Start or join the workers; see `connect`."""
+        self.spec, self.folder = spec, folder
+        self._lock = threading.Lock()
+        self._scratch: Path | None = None
+        self._made = launch(spec)
+        self._client = self._connected(_PATIENCE)
+        self.dashboard = str(getattr(self._client, "dashboard_link", "") or "")
+
+    def __enter__(self) -> Self:
+        """The cluster."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the workers: those that were started here end, those of a running scheduler stay."""
+        self._client.close()
+        if self.spec.kind != "address":
+            self._made.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Address of each worker to its `nthreads` and `memory_limit` (bytes, 0 for none)."""
+        found = self._client.scheduler_info(n_workers=-1)["workers"]
+        return {
+            address: {"nthreads": int(one["nthreads"]), "memory_limit": int(one["memory_limit"] or 0)}
+            for address, one in found.items()
+        }
+
+    def ready(self) -> dict[str, dict[str, Any]]:
+        """The workers, once there is one, all of this version of modegap.
+
+        Raises:
+            EngineError: none came, or one has another version or none.
+        """
+        from distributed import TimeoutError as DaskTimeout
+
+        try:
+            self._client.wait_for_workers(self.spec.workers or 1, timeout=_PATIENCE)
+        except DaskTimeout:
+            if not self.workers():
+                raise EngineError(
+                    f"cluster {self.spec.said}: no worker came within {_PATIENCE:.0f} s; look at the scheduler's "
+                    "log, or whether its queue is full"
+                ) from None
+        try:
+            found = self._client.run(facts)
+        except (ModuleNotFoundError, ImportError, AttributeError) as error:
+            raise EngineError(
+                f"cluster {self.spec.said}: a worker cannot import modegap ({error}): install modegap {__version__} "
+                "in the workers' environment"
+            ) from None
+        for address, one in found.items():
+            if one["modegap"] != __version__:
+                raise EngineError(
+                    f"worker {address} on {one['host']} has modegap {one['modegap']}, this is {__version__}: install "
+                    "the same version"
+                )
+        return self.workers()
+
+    def scratch(self) -> Path:
+        """A folder that all workers see, for matrices that do not pass the scheduler.
+
+        Raises:
+            EngineError: the workers are on other machines and no run folder was given.
+        """
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self.folder
+        if self.spec.kind != "local":
+            raise EngineError(
+                f"cluster {self.spec.said}: give a run folder (--run-folder) on a file system that this process "
+                "and all workers mount under the same path"
+            )
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="modegap-cluster-"))
+        return self._scratch
+
+    def run(
+        self, make: Callable[[], Graph], wanted: Callable[[Graph], list[str]], done: Done | None = None
+    ) -> list[Any]:
+        """Compute a graph and return the results that are wanted, straight from the workers that hold them.
+
+        A worker that dies costs what it had not passed on. If the scheduler goes away and comes back, the graph
+        is made again, which leaves out what files hold.
+
+        Args:
+            make: the graph, children before parents; called again after the scheduler was away.
+            wanted: names of the results that are returned.
+            done: called after every task that ended.
+
+        Raises:
+            EngineError: a task failed, workers kept dying over it, or the scheduler did not come back.
+        """
+        while True:
+            graph = make()
+            try:
+                return _Run(self._client, graph, wanted(graph), done, self.spec).results()
+            except _AwayError as away:
+                if self.spec.kind != "address":
+                    raise EngineError(f"cluster {self.spec.said}: the scheduler is gone ({away})") from None
+                logging.getLogger(__name__).warning("the scheduler is away (%s): waiting for it", away)
+                self._reconnect()
+
+    def _reconnect(self) -> None:
+        with self._lock:
+            self._client.close(timeout=2)
+            self._client = self._connected(_PATIENCE)
+            self.ready()
+
+    def _connected(self, seconds: float) -> Any:
+        from distributed import Client
+
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return Client(self._made, timeout=min(seconds, 10), set_as_default=False, direct_to_workers=True)
+            except OSError as error:
+                if self.spec.kind != "address" or time.monotonic() > end:
+                    raise EngineError(
+                        f"cluster {self.spec.said}: no scheduler answers ({' '.join(str(error).split())}): start one "
+                        "with `dask scheduler`, or check the address and the firewall"
+                    ) from None
+                time.sleep(0.5)
+
+
+class _AwayError(Exception):
+    """The connection to the scheduler is lost."""
+
+
+class _Run:
+    """One submission of a graph."""
+
+    def __init__(
+        self, client: Any, graph: Graph, wanted: list[str], done: Done | None, spec: ClusterSpec
+    ) -> None:
+        self._client, self._graph, self._spec = client, graph, spec
+        self._wanted, self._done = set(wanted), done
+        self._order = wanted
+        self._futures: dict[str, Any] = {}
+        self._tries: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        self._finished: set[str] = set()
+        self._waiting = list(graph)
+        self._nonce = uuid.uuid4().hex[:12]
+        # A result is let go when all that need it are done: how many still do.
+        self._users = dict.fromkeys(graph, 0)
+        for task in graph.values():
+            for ref in _refs(task):
+                self._users[ref] += 1
+
+    def results(self) -> list[Any]:
+        from distributed import as_completed
+
+        try:
+            with _connection():
+                coming = as_completed(self._ready(), loop=self._client.loop)
+                for future in coming:
+                    if self._ended(self._names[future.key], future):
+                        coming.update(self._ready())
+                    else:
+                        coming.add(future)  # it runs again
+                found = self._client.gather([self._futures[name] for name in self._order], direct=True)
+            return [load_packed(Path(one.path)) if isinstance(one, Kept) else one for one in found]
+        finally:
+            self._futures.clear()
+
+    def _ready(self) -> list[Any]:
+        """Submit what can go: results in files must be there, others are the scheduler's to wait for."""
+        made, waiting = [], []
+        for name in self._waiting:
+            task = self._graph[name]
+            refs = list(_refs(task))
+            blocked = any(
+                ref not in self._futures or (self._graph[ref].path is not None and ref not in self._finished)
+                for ref in refs
+            )
+            if blocked:
+                waiting.append(name)
+                continue
+            future = self._futures[name] = self._submit(name, task)
+            self._names[future.key] = name
+            made.append(future)
+        self._waiting = waiting
+        return made
+
+    def _submit(self, name: str, task: Task) -> Any:
+        args: list[Any] = []
+        for arg in task.args:
+            if isinstance(arg, Ref):
+                path = self._graph[arg.name].path
+                args.append(self._futures[arg.name] if path is None else Kept(str(path)))
+            else:
+                args.append(arg)
+        path = None if task.path is None else str(task.path)
+        return self._client.submit(
+            execute, task.fn, path, task.need, *args, key=f"{name}-{self._nonce}", priority=task.priority,
+            pure=False,
+        )  # fmt: skip
+
+    def _ended(self, name: str, future: Any) -> bool:
+        """Whether a task is done; False where it was sent again."""
+        from distributed import KilledWorker
+
+        task = self._graph[name]
+        if future.status == "finished":
+            self._finished.add(name)
+            if self._done is not None:
+                self._done(name, task)
+            for ref in _refs(task):
+                self._users[ref] -= 1
+                if not self._users[ref] and ref not in self._wanted:
+                    self._futures[ref] = None
+            return True
+        if future.status in ("cancelled", "lost"):
+            raise _AwayError("it has forgotten the tasks")
+        error = future.exception()
+        if not isinstance(error, KilledWorker):
+            raise error
+        self._tries[name] = self._tries.get(name, 0) + 1
+        if self._tries[name] >= _TRIES:
+            raise EngineError(
+                f"{task.what or name}: workers kept dying over it. It takes about {task.need / 1e9:.2f} GB; give the "
+                "workers more memory than that, or look at their logs"
+            )
+        future.retry()
+        return False
+
+
+def _refs(task: Task) -> Iterator[str]:
+    return (arg.name for arg in task.args if isinstance(arg, Ref))
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """Turns what Dask raises when the scheduler goes away into one error."""
+    from distributed import CancelledError as DaskCancelled
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, DaskCancelled, CommClosedError, TimeoutError) as error:
+        raise _AwayError(type(error).__name__) from error
+
+
+def connect(cluster: str | ClusterSpec | Cluster, folder: str | Path | None = None) -> Cluster:
+    """The workers that a `--cluster` option names, started or joined.
+
+    Args:
+        cluster: `local`, `local:N`, `tcp://host:port`, a YAML file, or what those were parsed to.
+        folder: where partial results are kept, on a file system that all workers mount; None for nowhere.
+
+    Raises:
+        ValueError: not one of these.
+        EngineError: Dask or the cluster's package is not installed, or nothing answers.
+    """
+    if isinstance(cluster, Cluster):
+        return cluster
+    spec = parse(cluster) if isinstance(cluster, str) else cluster
+    return Cluster(spec, None if folder is None else Path(folder).absolute())
+
+
+__all__ = ["Cluster", "Graph", "Kept", "Ref", "Task", "connect"]

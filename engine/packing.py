@@ -1,0 +1,217 @@
+"""Reductions and results as a small header and plain arrays, for other processes and for files.
+
+torch pickles a tensor by copying its bytes into the stream; here the stream holds numbers of arrays instead, so
+that a covariance of 134 MB goes to a socket or a file from where it lies.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modegap.kernels import Workspace
+
+from .errors import EngineError
+
+_FORMAT = "modegap-packed-1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A value without its arrays, and those, C-contiguous and in the order in which they were met."""
+
+    header: bytes
+    arrays: tuple[np.ndarray, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return len(self.header) + sum(array.nbytes for array in self.arrays)
+
+
+def pack(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> Packed:
+    """The value in parts; tensors on a GPU are copied to the host, scratch memory is left out.
+
+    Args:
+        value: anything that pickles.
+        pickler: a pickler that takes more kinds of values (functions of a script, say).
+    """
+    stream = io.BytesIO()
+    made = _packing(pickler)(stream, protocol=5)
+    made.dump(value)
+    return Packed(stream.getvalue(), tuple(made.arrays))
+
+
+def unpack(packed: Packed) -> Any:
+    """The value; its arrays are those of `packed` where they may be written to, and copies elsewhere."""
+    return _Unpickler(io.BytesIO(packed.header), packed.arrays).load()
+
+
+def save_packed(path: Path, value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> int:
+    """Put a value into a file: written aside, synced, renamed. Returns its bytes."""
+    from safetensors.numpy import save_file
+
+    packed = pack(value, pickler)
+    header = base64.b64encode(packed.header).decode()
+    facts = {"format": _FORMAT, "header": header, "crc32c": json.dumps(_checksums(packed))}
+    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({str(i): array for i, array in enumerate(packed.arrays)}, aside, metadata=facts)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return packed.nbytes
+
+
+def load_packed(path: Path) -> Any:
+    """The value that `save_packed` left; only for files of the user's own, since pickles can run code.
+
+    Raises:
+        EngineError: the file is damaged or holds something else.
+        FileNotFoundError: there is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = file.metadata() or {}
+            if facts.get("format") != _FORMAT:
+                raise EngineError(f"{path} holds something else than a partial result: remove it")
+            count = len(list(file.keys()))
+            arrays = tuple(file.get_tensor(str(i)) for i in range(count))
+    except SafetensorError as error:
+        raise EngineError(f"{path} cannot be read ({error}): remove it") from error
+    packed = Packed(base64.b64decode(facts["header"]), arrays)
+    if _checksums(packed) != json.loads(facts["crc32c"]):
+        raise EngineError(f"{path} is damaged: remove it")
+    return unpack(packed)
+
+
+def _checksums(packed: Packed) -> list[int]:
+    from modegap.stores.checksum import crc32c
+
+    return [crc32c(packed.header), *(crc32c(array.reshape(-1).view(np.uint8)) for array in packed.arrays)]
+
+
+def _packing(base: type[pickle.Pickler]) -> Callable[..., Any]:
+    class Packing(base):  # type: ignore[misc, valid-type]  # the base is chosen at run time
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.arrays: list[np.ndarray] = []
+            self._known: dict[int, tuple[str, int]] = {}
+            self._alive: list[Any] = []  # ids are of objects that live
+
+        def persistent_id(self, value: Any) -> tuple[str, int] | None:
+            if isinstance(value, Workspace):
+                return ("workspace", 0)
+            if type(value) is not torch.Tensor and type(value) is not np.ndarray:
+                return None
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+                return None
+            if id(value) not in self._known:
+                kind, array = _plain(value)
+                self._known[id(value)] = (kind, len(self.arrays))
+                self._alive.append(value)
+                self.arrays.append(np.ascontiguousarray(array).reshape(array.shape))
+            return self._known[id(value)]
+
+    return Packing
+
+
+def _plain(value: torch.Tensor | np.ndarray) -> tuple[str, np.ndarray]:
+    if isinstance(value, np.ndarray):
+        return "numpy", value
+    host = value.detach().cpu()
+    if host.dtype is torch.bfloat16:  # numpy has no such type
+        return "bfloat16", host.view(torch.int16).numpy()
+    return "torch", host.numpy()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, arrays: Sequence[np.ndarray]) -> None:
+        super().__init__(stream)
+        self._arrays = arrays
+        self._made: dict[tuple[str, int], Any] = {}
+
+    def persistent_load(self, key: tuple[str, int]) -> Any:
+        kind, number = key
+        if kind == "workspace":
+            return Workspace()
+        if key not in self._made:
+            array = self._arrays[number]
+            owned = array if array.flags.writeable else array.copy()
+            self._made[key] = _RESTORE[kind](owned)
+        return self._made[key]
+
+
+_RESTORE: dict[str, Callable[[np.ndarray], Any]] = {
+    "numpy": lambda array: array,
+    "torch": torch.from_numpy,
+    "bfloat16": lambda array: torch.from_numpy(array).view(torch.bfloat16),
+}
+
+
+class Part:
+    """A reduction with what it has seen, that travels without copies; `nbytes` is what would travel.
+
+    Attributes:
+        reduction: the reduction.
+        rows: rows it has seen.
+    """
+
+    __slots__ = ("_bytes", "reduction", "rows")
+
+    def __init__(self, reduction: Any, rows: int = 0) -> None:
+        """Take over a reduction."""
+        self.reduction, self.rows = reduction, rows
+        self._bytes: int | None = None
+
+    def merged(self, other: Part) -> Part:
+        """Both; neither is changed, so that a merge that was cut short can be done again."""
+        whole = self.reduction.fresh().merge(self.reduction).merge(other.reduction)
+        return Part(whole, self.rows + other.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed reduction."""
+        if self._bytes is None:
+            self._bytes = pack(self.reduction, best_pickler()).nbytes
+        return self._bytes
+
+    def __sizeof__(self) -> int:
+        """What a scheduler counts as this value's memory."""
+        return self.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Header and arrays: protocol 5 takes the latter out of the stream."""
+        packed = pack(self.reduction, best_pickler())
+        return _part, (packed.header, packed.arrays, self.rows)
+
+
+def _part(header: bytes, arrays: tuple[np.ndarray, ...], rows: int) -> Part:
+    return Part(unpack(Packed(header, arrays)), rows)
+
+
+def best_pickler() -> type[pickle.Pickler]:
+    """cloudpickle's where it is installed (it is wherever Dask is): it takes classes of scripts too."""
+    try:
+        from cloudpickle import Pickler
+    except ImportError:
+        return pickle.Pickler
+    found: type[pickle.Pickler] = Pickler
+    return found
+
+

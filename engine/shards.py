@@ -1,0 +1,137 @@
+"""Which rows a worker takes: contiguous shards that a reduction cannot tell from one pass, and a tree of merges.
+
+Shards depend on the rows and on the reduction, never on the number of workers, and so does the order of the
+merges: any number of workers, and any number of interruptions, give the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from modegap.stores import ActivationStore, RowArray
+
+    from .chunks import Selection
+
+SHARD_BYTES = 256 << 20
+"""Least bytes of rows a shard: a merge should cost little beside it."""
+
+_WINDOW = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows `start` to `stop` of a pass, the `index`th of its shards; `rows` of them are wanted."""
+
+    index: int
+    start: int
+    stop: int
+    rows: int
+
+
+def boundary_of(reduction: Any, device: str | None) -> int:
+    """Rows between two places where a pass may be cut without changing how the reduction groups its rows.
+
+    A reduction says so by a method `boundary(device)`; others may be cut anywhere.
+    """
+    found = getattr(reduction, "boundary", None)
+    return 1 if found is None else int(found(device))
+
+
+def shard_rows(row_bytes: int, state_bytes: int, least: int = SHARD_BYTES) -> int:
+    """Rows of a shard: at least `least` bytes, and twice what its result takes."""
+    return max(1, math.ceil(max(least, 2 * state_bytes) / row_bytes))
+
+
+def cut(
+    rows: RowArray, start: int, stop: int, target: int, boundary: int, selection: Selection | None = None
+) -> list[Shard]:
+    """Shards of about `target` wanted rows over rows `start` to `stop`, cut at multiples of `boundary` of them.
+
+    Without a selection the cuts fall on chunks too where that is possible, so that no chunk is read twice.
+    """
+    if selection:
+        return _cut_selected(rows, start, stop, _multiple(target, boundary), selection)
+    whole = math.lcm(boundary, rows.chunk_rows)
+    step = _multiple(target, whole if whole <= 2 * target and start % rows.chunk_rows == 0 else boundary)
+    edges = [*range(start, stop, step), stop] if stop > start else []
+    return [Shard(i, lo, hi, hi - lo) for i, (lo, hi) in enumerate(zip(edges, edges[1:], strict=False))]
+
+
+def _cut_selected(rows: RowArray, start: int, stop: int, step: int, selection: Selection) -> list[Shard]:
+    edges, counts, seen = [start], [], 0
+    for lo in range(start, stop, _WINDOW):
+        hi = min(lo + _WINDOW, stop)
+        modality = None if selection.modalities is None else rows.modality(lo, hi)
+        wanted = np.flatnonzero(selection.mask(rows.sample_of_row(lo, hi), modality))
+        # the row after every step-th wanted one
+        for at in range(step - seen % step - 1, len(wanted), step):
+            edges.append(lo + int(wanted[at]) + 1)
+            counts.append(step)
+        seen += len(wanted)
+    if rest := seen - step * len(counts):
+        edges.append(stop)
+        counts.append(rest)
+    return [
+        Shard(i, lo, hi, n)
+        for i, (lo, hi, n) in enumerate(zip(edges[:-1], edges[1:], counts, strict=True))
+    ]
+
+
+def _multiple(target: int, of: int) -> int:
+    return max(1, math.ceil(target / of)) * of
+
+
+def digest(store: ActivationStore, point: str, kind: str, start: int, stop: int) -> str:
+    """Hash of the commit records of the chunks that rows `start` to `stop` of a point are in.
+
+    It stands for their bytes, since a record holds its chunk's checksum, and for the plan.
+    """
+    array = next(a for a in store.arrays if (a.kind, a.owner) == (kind, point))
+    log, size = store.commits(array), array.spec.chunk_rows
+    lines = [store.plan_hash, array.spec.path]
+    for chunk in range(start // size, -(-stop // size)):
+        record = log.record(chunk)
+        lines.append(f"{chunk} {record.rows} {record.crc32c} {record.exponent}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The merge of leaves `first` to `last` (exclusive); a leaf is a node of one."""
+
+    first: int
+    last: int
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The two nodes it is merged from, the left one a whole power of two; none of a leaf."""
+        size = self.last - self.first
+        if size < 2:
+            return ()
+        middle = self.first + (1 << (size - 1).bit_length() - 1)
+        return Node(self.first, middle), Node(middle, self.last)
+
+
+def tree(leaves: int) -> Iterator[Node]:
+    """Every node of the merge of so many leaves, children before their parents."""
+    stack: list[tuple[Node, bool]] = [(Node(0, leaves), False)] if leaves else []
+    while stack:
+        node, done = stack.pop()
+        if done or not node.children:
+            yield node
+        else:
+            stack.append((node, True))
+            stack += [(child, False) for child in reversed(node.children)]
+
+
+def spans(count: int, most: int) -> Sequence[tuple[int, int]]:
+    """0 to `count` in at most `most` contiguous spans of about equal size."""
+    edges = np.linspace(0, count, min(most, count) + 1).round().astype(int).tolist() if count else [0]
+    return list(zip(edges[:-1], edges[1:], strict=True))

@@ -7,6 +7,7 @@ that a covariance of 134 MB goes to a socket or a file from where it lies.
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import json
 import os
@@ -103,7 +104,10 @@ def load_packed(path: Path) -> Any:
 def _checksums(packed: Packed) -> list[int]:
     from modegap.stores.checksum import crc32c
 
-    return [crc32c(packed.header), *(crc32c(array.reshape(-1).view(np.uint8)) for array in packed.arrays)]
+    return [
+        crc32c(packed.header),
+        *(crc32c(array.reshape(-1).view(np.uint8).data) for array in packed.arrays),
+    ]
 
 
 def _packing(base: type[pickle.Pickler]) -> Callable[..., Any]:
@@ -208,10 +212,7 @@ def _part(header: bytes, arrays: tuple[np.ndarray, ...], rows: int) -> Part:
 def best_pickler() -> type[pickle.Pickler]:
     """cloudpickle's where it is installed (it is wherever Dask is): it takes classes of scripts too."""
     try:
-        from cloudpickle import Pickler
+        found: type[pickle.Pickler] = importlib.import_module("cloudpickle").Pickler
     except ImportError:
         return pickle.Pickler
-    found: type[pickle.Pickler] = Pickler
     return found
-
-

@@ -20,6 +20,8 @@ from .stream import Kind, Progress, rows_of, stream, stream_pairs
 if TYPE_CHECKING:
     from modegap.stores import ActivationStore
 
+    from .cluster import Cluster
+
 R = TypeVar("R")
 
 
@@ -40,6 +42,7 @@ def reduce(
     readers: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    cluster: str | Cluster | None = None,
 ) -> R:
     """Stream a point's rows through `reduction` and finalize it.
 
@@ -57,12 +60,20 @@ def reduce(
         checkpoint: a file that holds the state while the pass runs. It is replaced atomically about every
             `checkpoint_seconds`, continued from if it exists, and removed at the end.
         checkpoint_seconds: see above.
+        cluster: workers that share the pass: `local:N`, a Dask scheduler's address, a YAML file, or what
+            `modegap.cluster` returned. `checkpoint` is then a folder that they all see, for partial results.
 
     Raises:
         StoreError: as `stream`.
-        EngineError: as the reduction, or the checkpoint is of another pass.
+        EngineError: as the reduction, or the checkpoint is of another pass; or see `engine.cluster.reduce_on`.
         ValueError: bad arguments.
     """
+    if cluster is not None:
+        options: dict[str, Any] = {
+            "kind": kind, "device": device, "start": start, "stop": stop, "select": select, "samples": samples,
+            "progress": progress, "batch_rows": batch_rows, "prefetch": prefetch, "readers": readers,
+        }  # fmt: skip
+        return cast("R", _spread(cluster, [store], [point], reduction, options, checkpoint))
     rows, kind = rows_of(store, point, kind)
     stop = rows.n_valid_rows if stop is None else stop
     saved = None
@@ -101,6 +112,7 @@ def reduce_pairs(
     reduction: Reduction[PairedBatch, R],
     *,
     other: ActivationStore | None = None,
+    cluster: str | Cluster | None = None,
     **options: Any,
 ) -> R:
     """Stream the same rows at two points through `reduction` (such as CrossMoments) and finalize it.
@@ -110,12 +122,39 @@ def reduce_pairs(
         points: (point of x, point of y).
         reduction: a Reduction over PairedBatch.
         other: store of the second point.
-        **options: of `stream_pairs`.
+        cluster: as in `reduce`.
+        **options: of `stream_pairs`; with a cluster also `progress`.
 
     Raises:
         As `stream_pairs` and the reduction.
     """
+    if cluster is not None:
+        stores = [store, store if other is None else other]
+        return cast("R", _spread(cluster, stores, points, reduction, options, None))
     return _run(stream_pairs(store, points, other=other, **options), reduction, None, store, other)
+
+
+def _spread(
+    cluster: str | Cluster,
+    stores: list[ActivationStore],
+    points: Sequence[str],
+    reduction: Any,
+    options: dict[str, Any],
+    folder: str | Path | None,
+) -> Any:
+    from .cluster import Cluster, joined
+    from .cluster.reducing import finalized
+
+    if isinstance(cluster, Cluster) and folder is not None:
+        raise ValueError(
+            "checkpoint: a cluster has a folder of its own; give it to modegap.cluster(..., folder=)"
+        )
+    with joined(cluster, folder) as workers:
+        assert workers is not None
+        result = finalized(workers, stores, points, reduction, **options)
+    names = dict.fromkeys(stores)
+    hashes = {name: one.content_hash() for name, one in zip(("store", "other"), names, strict=False)}
+    return _certified(result, hashes)
 
 
 def _run(

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def cut(
     whole = math.lcm(boundary, rows.chunk_rows)
     step = _multiple(target, whole if whole <= 2 * target and start % rows.chunk_rows == 0 else boundary)
     edges = [*range(start, stop, step), stop] if stop > start else []
-    return [Shard(i, lo, hi, hi - lo) for i, (lo, hi) in enumerate(zip(edges, edges[1:], strict=False))]
+    return [Shard(i, lo, hi, hi - lo) for i, (lo, hi) in enumerate(pairwise(edges))]
 
 
 def _cut_selected(rows: RowArray, start: int, stop: int, step: int, selection: Selection) -> list[Shard]:
@@ -79,8 +80,7 @@ def _cut_selected(rows: RowArray, start: int, stop: int, step: int, selection: S
         edges.append(stop)
         counts.append(rest)
     return [
-        Shard(i, lo, hi, n)
-        for i, (lo, hi, n) in enumerate(zip(edges[:-1], edges[1:], counts, strict=True))
+        Shard(i, lo, hi, n) for i, (lo, hi, n) in enumerate(zip(edges[:-1], edges[1:], counts, strict=True))
     ]
 
 
@@ -134,4 +134,4 @@ def tree(leaves: int) -> Iterator[Node]:
 def spans(count: int, most: int) -> Sequence[tuple[int, int]]:
     """0 to `count` in at most `most` contiguous spans of about equal size."""
     edges = np.linspace(0, count, min(most, count) + 1).round().astype(int).tolist() if count else [0]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))

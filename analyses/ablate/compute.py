@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from modegap.analyses.align import Modes
 from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate, path_facts
-from modegap.kernels import last_path
+from modegap.engine.cluster import Replicas
 
 from .config import AblateConfig
-from .measure import Measured, Progress, as_store, by_model, by_replay, remove
+from .measure import Measured, Progress, as_store, by_model, by_replay
 from .outcome import AblationResult, Condition, Draw
 from .statistics import paired
 from .subsets import Subset, subsets_of, swept
@@ -32,7 +32,7 @@ Float = NDArray[np.float64]
 
 
 def ablate(
-    loaded: LoadedModel,
+    loaded: LoadedModel | Replicas,
     data: ActivationStore | str | Path | Dataset | Sequence[Sample],
     modes: Modes | str | Path,
     subsets: Sequence[str] | None = None,
@@ -50,7 +50,7 @@ def ablate(
     media the whole model runs, one pass over the samples a condition, which reaches every hook point.
 
     Args:
-        loaded: the model the modes come from.
+        loaded: the model the modes come from, or its replicas on a cluster (for a store).
         data: a store (or its path), or samples with target texts.
         modes: from `align`, or the file that `Modes.save` wrote.
         subsets: which modes to remove (see `AblateConfig`).
@@ -66,25 +66,26 @@ def ablate(
     """
     given = {} if subsets is None else {"subsets": tuple(subsets)}
     config = with_options(config or AblateConfig(), {**given, **options})
-    modes = modes if isinstance(modes, Modes) else Modes.load(modes)
+    file, modes = modes, modes if isinstance(modes, Modes) else Modes.load(modes)
     point = config.point or modes.point
     wanted, left_out = subsets_of(modes, tuple(config.subsets), config.seed)
     alone = swept(modes, tuple(config.subsets))
     store = as_store(data)
     if store is None and len(data) < 2:  # type: ignore[arg-type]
         raise ValueError(f"data: got {len(data)} samples, a paired comparison needs at least 2")  # type: ignore[arg-type]
-    edits = [None, *(remove(modes, s.indices) for s in wanted), *(remove(modes, (k,)) for k in alone)]
+    removed = [None, *(s.indices for s in wanted), *((int(k),) for k in alone)]
     if store is not None:
-        found = by_replay(loaded, store, point, edits, config, progress)
+        found = by_replay(loaded, store, point, modes, file, removed, config, progress)
+    elif isinstance(loaded, Replicas):
+        raise ValueError("data: a cluster replays stores; give a store with token rows of adapter_output")
     else:
-        found = by_model(loaded, data, point, edits, config, progress)  # type: ignore[arg-type]
+        found = by_model(loaded, data, point, modes, removed, config, progress)  # type: ignore[arg-type]
     if len(found.ids) < 2:
         raise ValueError(f"data: got {len(found.ids)} samples, a paired comparison needs at least 2")
-    return _result(loaded, modes, config, point, wanted, left_out, alone, found)
+    return _result(modes, config, point, wanted, left_out, alone, found)
 
 
 def _result(
-    loaded: LoadedModel,
     modes: Modes,
     config: AblateConfig,
     point: str,
@@ -105,7 +106,7 @@ def _result(
         sweep = sweep_of(modes, alone, baseline, found.losses[1 + len(wanted) :], config)
     return AblationResult(
         config=config,
-        model=loaded.name,
+        model=found.model,
         point=point,
         ids=found.ids,
         baseline=baseline,
@@ -114,15 +115,15 @@ def _result(
         sweep=sweep,
         failures=found.failures,
         retried=found.retried,
-        certificate=_certificate(modes, found, edited=bool(wanted or len(alone))),
+        certificate=_certificate(modes, found),
     )
 
 
-def _certificate(modes: Modes, found: Measured, *, edited: bool) -> Certificate:
+def _certificate(modes: Modes, found: Measured) -> Certificate:
     """That of the modes, with the path that projected them out and the store that was replayed."""
     paths = {**modes.certificate.kernel_paths}
-    if edited:
-        paths.update(path_facts([last_path("ablate")]))
+    if found.path is not None:
+        paths.update(path_facts([found.path]))
     hashes = {**modes.certificate.store_hashes, **dict(found.store_hashes)}
     return replace(modes.certificate, kernel_paths=paths, store_hashes=hashes)
 

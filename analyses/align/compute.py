@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.analyses.result import with_options
+from modegap.engine.cluster import joined, rayleigh_on
 from modegap.engine.moments import Moments, MomentsResult, MomentsStore, has_moments
 from modegap.engine.reduce import reduce
 from modegap.kernels import rayleigh
@@ -27,6 +28,7 @@ from .spectrum import eigenpairs, noise_floor, oas_weight
 if TYPE_CHECKING:
     from modegap.engine.batch import ActivationBatch
     from modegap.engine.certificate import Certificate
+    from modegap.engine.cluster import Cluster
     from modegap.engine.reduction import Reduction
     from modegap.engine.stream import Progress
 
@@ -44,6 +46,7 @@ def align(
     *,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    cluster: str | Cluster | None = None,
     **options: Any,
 ) -> Modes:
     """Modes of the modal rows' covariance, each with rho_k = u_k' Sigma_T u_k / lambda_k.
@@ -58,6 +61,7 @@ def align(
         config: options; `options` are fields of it given by name.
         device: where the covariances are accumulated.
         progress: called in every pass as progress(rows, rows in all, bytes).
+        cluster: workers that share the passes and the modes' quotients, as in `reduce`.
 
     Raises:
         ValueError: unknown options, widths that differ, or rows without any variance.
@@ -65,11 +69,12 @@ def align(
     """
     config = with_options(config or AlignConfig(), options)
     inputs = resolve_laws(_opened(modal), _opened(text), config)
-    run = _Run(inputs, config, device, progress)
-    modal_law = run.modal_law()
-    groups = run.groups()
-    text_law = run.text_law(modal_law, groups)
-    return _modes(run, modal_law, text_law, groups)
+    with joined(cluster) as workers:
+        run = _Run(inputs, config, device, progress, workers)
+        modal_law = run.modal_law()
+        groups = run.groups()
+        text_law = run.text_law(modal_law, groups)
+        return _modes(run, modal_law, text_law, groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +113,7 @@ class _Run:
     config: AlignConfig
     device: str | torch.device | None
     progress: Progress | None
+    cluster: Cluster | None
 
     def modal_law(self) -> _ModalLaw:
         """Eigenpairs of Sigma_M, and which of them count."""
@@ -161,10 +167,14 @@ class _Run:
         covariance = found.covariance
         d = len(covariance)
         variance = np.full(d, np.nan)
-        for start in range(0, len(modal.valid), _BLOCK):
-            index = modal.valid[start : start + _BLOCK]
-            block = torch.from_numpy(modal.vectors[:, index]).to(covariance.device)
-            variance[index] = rayleigh(block, covariance).cpu().numpy()
+        if self.cluster is not None:
+            chosen = modal.vectors[:, modal.valid]
+            variance[modal.valid] = rayleigh_on(self.cluster, chosen, covariance.cpu().numpy(), _BLOCK)
+        else:
+            for start in range(0, len(modal.valid), _BLOCK):
+                index = modal.valid[start : start + _BLOCK]
+                block = torch.from_numpy(modal.vectors[:, index]).to(covariance.device)
+                variance[index] = rayleigh(block, covariance).cpu().numpy()
         trace, square = float(covariance.trace()), float(torch.linalg.matrix_norm(covariance) ** 2)
         shrink = self._shrink(trace, square, found.count, d)
         return _TextLaw(shrink(variance), trace, found.count, shrink, moments, found.certificate)
@@ -227,7 +237,13 @@ class _Run:
     def _reduce(self, store: Source, point: str, reduction: Reduction[ActivationBatch, R]) -> R:
         assert isinstance(store, ActivationStore)  # passes over rows are planned for stores of rows only
         return reduce(
-            store, point, reduction, kind=self.inputs.kind, device=self.device, progress=self.progress
+            store,
+            point,
+            reduction,
+            kind=self.inputs.kind,
+            device=self.device,
+            progress=self.progress,
+            cluster=self.cluster,
         )
 
 

@@ -14,6 +14,7 @@ from modegap.analyses.align.inputs import Inputs, resolve
 from modegap.analyses.probe import pipeline_order
 from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate
+from modegap.engine.cluster import joined
 from modegap.engine.errors import EngineError
 from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError
@@ -27,6 +28,8 @@ from .transport import w1_bootstrap
 if TYPE_CHECKING:
     import torch
 
+    from modegap.engine.cluster import Cluster
+
 Progress = Callable[[int, int, int], None]
 
 _CLASS_ROWS = 10
@@ -39,6 +42,7 @@ def distance(
     *,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    cluster: str | Cluster | None = None,
     **options: Any,
 ) -> DistanceResult:
     """Wasserstein distances, MMD^2 and CKA between modal and text rows, streamed from two stores.
@@ -53,13 +57,25 @@ def distance(
         config: options; `options` are fields of it given by name.
         device: where rows are reduced; None is the host.
         progress: called after every buffer of rows, as in `reduce`.
+        cluster: workers that share the passes, as in `reduce`.
 
     Raises:
         ValueError: an unknown option or one out of its range.
         StoreError: an unknown hook point or label, or no hook point with a counterpart.
     """
     config = with_options(config or DistanceConfig(), options)
-    modal, text = _opened(store), _opened(text)
+    with joined(cluster) as workers:
+        return _distance(_opened(store), _opened(text), config, device, progress, workers)
+
+
+def _distance(
+    modal: ActivationStore,
+    text: ActivationStore,
+    config: DistanceConfig,
+    device: str | torch.device | None,
+    progress: Progress | None,
+    cluster: Cluster | None,
+) -> DistanceResult:
     pairs: list[PairDistance] = []
     classes: list[ClassDistance] = []
     names = None if config.label is None else shared_classes(modal, text, config.label, config.max_classes)
@@ -71,7 +87,7 @@ def distance(
         except (ValueError, StoreError) as problem:
             pairs.append(PairDistance(point, config.text_point or "", messages=(str(problem),)))
             continue
-        run = Comparison(inputs, config, device, progress)
+        run = Comparison(inputs, config, device, progress, cluster)
         try:
             found = run.measure(_class_rows(inputs, config, names))
         except (EngineError, ValueError) as problem:

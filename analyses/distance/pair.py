@@ -25,6 +25,7 @@ from .transport import Estimate, gaussian_w2, sliced_w1, w1, w1_bootstrap
 if TYPE_CHECKING:
     from modegap.engine.batch import ActivationBatch
     from modegap.engine.certificate import Certificate
+    from modegap.engine.cluster import Cluster
     from modegap.engine.moments import MomentsResult
     from modegap.engine.reduction import Reduction
 
@@ -54,6 +55,7 @@ class Comparison:
         config: options.
         device: where rows are reduced.
         progress: of `reduce`.
+        cluster: of `reduce`.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Comparison:
         config: DistanceConfig,
         device: str | torch.device | None,
         progress: Callable[[int, int, int], None] | None,
+        cluster: Cluster | None = None,
     ) -> None:
         """Nothing read yet."""
         self.inputs, self.config = inputs, config
-        self._device, self._progress = device, progress
+        self._device, self._progress, self._cluster = device, progress, cluster
         self._sides = ((inputs.modal, inputs.point), (inputs.text, inputs.text_point))
         self._laws: tuple[_Law, _Law] | None = None
         self._class_rows: Mapping[str, tuple[Rows, Rows]] = {}
@@ -270,7 +273,12 @@ class Comparison:
                 "the stores do not hold the same samples in the same order, so no rows are paired; extract both "
                 "from one data set"
             )
-        options: dict[str, Any] = {"kind": "pooled", "stop": n, "device": self._device}
+        options: dict[str, Any] = {
+            "kind": "pooled",
+            "stop": n,
+            "device": self._device,
+            "cluster": self._cluster,
+        }
         cross = reduce_pairs(
             modal,
             (self.inputs.point, self.inputs.text_point),
@@ -296,6 +304,7 @@ class Comparison:
             kind=self.inputs.kind,
             device=self._device,
             progress=self._progress,
+            cluster=self._cluster,
         )
 
 

@@ -8,11 +8,12 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.report import Gallery, Item, Section, Tile, write_report
 from modegap.analyses.study import Study, load_study, study_report
 from modegap.analyses.table import Table
+from modegap.engine.cluster import joined
 from modegap.engine.errors import EngineError
 
 from .cells import Cell, cells_of, describe, study_folder
@@ -20,6 +21,9 @@ from .config import Experiment, load_experiment
 from .ledger import Entry, Ledger, fingerprint, key_of, locked
 from .outcome import CellOutcome, ExperimentResult
 from .steps import Load, OpenData, Step, Steps
+
+if TYPE_CHECKING:
+    from modegap.engine.cluster import Cluster
 
 _SHOWN = 12
 
@@ -32,6 +36,7 @@ def run(
     step: Step | None = None,
     device: str | None = None,
     dry_run: bool = False,
+    cluster: str | Cluster | None = None,
     strict: bool = False,
     report: bool = True,
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
@@ -49,6 +54,8 @@ def run(
         step: called as `step(what, done, total)` while something runs.
         device: where reductions compute; None is the host.
         dry_run: say what would be done, and do nothing.
+        cluster: workers that share the passes over stores, the replays and the probes; captures run here. A replay's
+            workers load the model themselves, by `load`, which they must be able to import.
         strict: raise the first error instead of going on.
         report: write the report.
         provenance: further groups of facts for the report.
@@ -64,9 +71,9 @@ def run(
     if dry_run:
         return ExperimentResult(experiment.name, _planned(cells, Ledger(out), experiment), None)
     say = step or (lambda what, done, total: None)
-    with locked(out):
+    with locked(out), joined(cluster, out / ".cluster") as workers:
         ledger = Ledger(out)
-        steps = Steps(experiment, load, open_data, say, device)
+        steps = Steps(experiment, load, open_data, say, device, workers)
         outcomes: dict[str, CellOutcome] = {}
         for cell in cells:
             outcomes[cell.name] = _one(cell, outcomes, ledger, steps, experiment, strict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from .cells import Cell
 from .config import Experiment
 
 if TYPE_CHECKING:
+    from modegap.engine.cluster import Cluster, Replicas
     from modegap.engine.datasets import Dataset
     from modegap.engine.models import LoadedModel
 
@@ -30,14 +32,21 @@ class Steps:
         open_data: data set and options to a data set, as `modegap.dataset`.
         step: called as `step(what, done, total)` while something runs.
         device: where reductions compute; None is the host.
+        cluster: workers that share the passes, replays and probes; None is this process.
     """
 
     def __init__(
-        self, experiment: Experiment, load: Load, open_data: OpenData, step: Step, device: str | None
+        self,
+        experiment: Experiment,
+        load: Load,
+        open_data: OpenData,
+        step: Step,
+        device: str | None,
+        cluster: Cluster | None = None,
     ) -> None:
         """Nothing loaded yet."""
         self.experiment, self._load, self._open, self._step = experiment, load, open_data, step
-        self.out, self.device = Path(experiment.out), device
+        self.out, self.device, self.cluster = Path(experiment.out), device, cluster
         self._loaded: tuple[str, LoadedModel] | None = None
 
     def run(self, cell: Cell, paths: dict[str, Path]) -> None:
@@ -56,18 +65,28 @@ class Steps:
     def _model(self, name: str) -> LoadedModel:
         if self._loaded is None or self._loaded[0] != name:
             self.release()
-            spec = self.experiment.models[name]
-            module = spec.capture.get("module") or self.experiment.capture.get("module")
-            loaded = self._load(
-                spec.model,
-                dtype=spec.dtype,
-                revision=spec.revision,
-                device_map=spec.device_map,
-                trust_remote_code=spec.trust_remote_code,
-                points=module or None,
-            )
-            self._loaded = (name, loaded)
+            given, options = self._of(name)
+            self._loaded = (name, self._load(*given, **options))
         return self._loaded[1]
+
+    def _replayed(self, name: str) -> LoadedModel | Replicas:
+        """The model of a replay: here, or on every worker."""
+        if self.cluster is None:
+            return self._model(name)
+        self.release()
+        return self.cluster.replicas(partial(self._load, *self._of(name)[0], **self._of(name)[1]))
+
+    def _of(self, name: str) -> tuple[tuple[str], dict[str, Any]]:
+        spec = self.experiment.models[name]
+        module = spec.capture.get("module") or self.experiment.capture.get("module")
+        options = {
+            "dtype": spec.dtype,
+            "revision": spec.revision,
+            "device_map": spec.device_map,
+            "trust_remote_code": spec.trust_remote_code,
+            "points": module or None,
+        }
+        return (spec.model,), options
 
     def _data(self, name: str, **options: Any) -> Dataset:
         spec = self.experiment.datasets[name]
@@ -93,18 +112,20 @@ class Steps:
         from modegap.analyses.align import align
 
         say = self._say(cell)
-        return align(paths["store"], paths["text"], cell.config, device=self.device, progress=say)
+        where: dict[str, Any] = {"device": self.device, "cluster": self.cluster}
+        return align(paths["store"], paths["text"], cell.config, progress=say, **where)
 
     def _probe(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.probe import probe
 
-        return probe(paths["store"], config=cell.config, progress=self._say(cell))
+        return probe(paths["store"], config=cell.config, progress=self._say(cell), cluster=self.cluster)
 
     def _distance(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.distance import distance
 
         say = self._say(cell)
-        return distance(paths["store"], paths["text"], cell.config, device=self.device, progress=say)
+        where: dict[str, Any] = {"device": self.device, "cluster": self.cluster}
+        return distance(paths["store"], paths["text"], cell.config, progress=say, **where)
 
     def _pertype(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.pertype import pertype
@@ -116,18 +137,18 @@ class Steps:
     def _lipschitz(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.lipschitz import lipschitz
 
-        return lipschitz(self._model(cell.model), paths["store"], cell.config, progress=self._say(cell))
+        return lipschitz(self._replayed(cell.model), paths["store"], cell.config, progress=self._say(cell))
 
     def _gradproj(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.gradproj import gradproj
 
-        model, say = self._model(cell.model), self._say(cell)
+        model, say = self._replayed(cell.model), self._say(cell)
         return gradproj(model, paths["store"], paths["modes"], cell.config, progress=say)
 
     def _ablate(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.ablate import ablate
 
-        model, say = self._model(cell.model), self._say(cell)
+        model, say = self._replayed(cell.model), self._say(cell)
         return ablate(model, paths["store"], paths["modes"], config=cell.config, progress=say)
 
     def _swap(self, cell: Cell, paths: dict[str, Path]) -> Any:

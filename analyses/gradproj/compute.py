@@ -9,26 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modegap.analyses.align import Modes
+from modegap.analyses.align.columns import shared_file
 from modegap.analyses.lipschitz import LipschitzConfig, LipschitzResult
 from modegap.analyses.lipschitz.compute import check_labels, summarise
 from modegap.analyses.lipschitz.gradients import GradientPass, gradient_pass
 from modegap.analyses.replayed.intervals import Estimate, bootstrap
-from modegap.analyses.replayed.opening import Progress, left_out, open_replay, replay_certificate
+from modegap.analyses.replayed.opening import AnyReplay, Progress, left_out, open_replay, replay_certificate
 from modegap.analyses.result import with_options
+from modegap.engine.replay import Replay
 from modegap.stores import ActivationStore
 
 from .config import GradprojConfig
 from .outcome import Contrast, GradprojResult
 
 if TYPE_CHECKING:
+    from modegap.engine.cluster import Replicas
     from modegap.engine.models import LoadedModel
-    from modegap.engine.replay import Replay
 
 Float = NDArray[np.float64]
 
 
 def gradproj(
-    loaded: LoadedModel,
+    loaded: LoadedModel | Replicas,
     store: ActivationStore | str | Path,
     modes: Modes | str | Path,
     config: GradprojConfig | None = None,
@@ -39,7 +41,7 @@ def gradproj(
     """g_k of every mode: mean over samples of |<grad_z log q, u_k>|, and whether it depends on the alignment.
 
     Args:
-        loaded: the model whose decoder is differentiated.
+        loaded: the model whose decoder is differentiated, or its replicas on a cluster.
         store: a store with token rows at the adapter's output.
         modes: from `align`, or the file that `Modes.save` wrote.
         config: options; `options` are fields of it given by name.
@@ -51,14 +53,14 @@ def gradproj(
         StoreError: the store cannot be read.
     """
     config = with_options(config or GradprojConfig(), options)
-    modes = modes if isinstance(modes, Modes) else Modes.load(modes)
+    file, modes = modes, modes if isinstance(modes, Modes) else Modes.load(modes)
     replay = open_replay(loaded, store, config, progress)
     _check_width(replay, modes)
-    return project(replay, gradient_pass(replay, modes.U, keep=modes.considered.tolist()), modes, config)
+    return project(replay, _gradients(replay, file, modes), modes, config)
 
 
 def gradients(
-    loaded: LoadedModel,
+    loaded: LoadedModel | Replicas,
     store: ActivationStore | str | Path,
     modes: Modes | str | Path,
     config: LipschitzConfig | None = None,
@@ -71,17 +73,17 @@ def gradients(
     Arguments and errors as there; the options are those of `lipschitz`.
     """
     config = with_options(config or LipschitzConfig(), options)
-    modes = modes if isinstance(modes, Modes) else Modes.load(modes)
+    file, modes = modes, modes if isinstance(modes, Modes) else Modes.load(modes)
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     check_labels(store, config)
     replay = open_replay(loaded, store, config, progress)
     _check_width(replay, modes)
-    found = gradient_pass(replay, modes.U, keep=modes.considered.tolist())
+    found = _gradients(replay, file, modes)
     shared = {name: getattr(config, name) for name in GradprojConfig.__dataclass_fields__}
     return summarise(replay, store, found, config), project(replay, found, modes, GradprojConfig(**shared))
 
 
-def project(replay: Replay, found: GradientPass, modes: Modes, config: GradprojConfig) -> GradprojResult:
+def project(replay: AnyReplay, found: GradientPass, modes: Modes, config: GradprojConfig) -> GradprojResult:
     """The result of a pass of gradients with modes.
 
     Raises:
@@ -144,7 +146,12 @@ def _contrast(g: Float, modes: Modes, config: GradprojConfig) -> Contrast:
     return Contrast(ms, ta, ratio, correlation, p, pearson)
 
 
-def _check_width(replay: Replay, modes: Modes) -> None:
+def _gradients(replay: AnyReplay, file: Modes | str | Path, modes: Modes) -> GradientPass:
+    of: Any = modes.U if isinstance(replay, Replay) else shared_file(replay.replicas.cluster, file)
+    return gradient_pass(replay, of, keep=modes.considered.tolist())
+
+
+def _check_width(replay: AnyReplay, modes: Modes) -> None:
     if modes.d != replay.source.width:
         raise ValueError(
             f"the modes are {modes.d} wide, the rows at {replay.source.point} {replay.source.width}: align at "

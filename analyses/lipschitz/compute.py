@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from modegap.analyses.probe.labels import classes_of
 from modegap.analyses.replayed.intervals import bootstrap
-from modegap.analyses.replayed.opening import Progress, left_out, open_replay, replay_certificate
+from modegap.analyses.replayed.opening import AnyReplay, Progress, left_out, open_replay, replay_certificate
 from modegap.analyses.result import with_options
 from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
@@ -21,15 +21,15 @@ from .gradients import GradientPass, gradient_pass
 from .outcome import Group, LipschitzResult, Spread
 
 if TYPE_CHECKING:
+    from modegap.engine.cluster import Replicas
     from modegap.engine.models import LoadedModel
-    from modegap.engine.replay import Replay
 
 Float = NDArray[np.float64]
 _QUANTILES = (5, 25, 75, 95, 99)
 
 
 def lipschitz(
-    loaded: LoadedModel,
+    loaded: LoadedModel | Replicas,
     store: ActivationStore | str | Path,
     config: LipschitzConfig | None = None,
     *,
@@ -41,7 +41,7 @@ def lipschitz(
     Samples that cannot be computed are listed with their reason; none is dropped without a record.
 
     Args:
-        loaded: the model whose decoder is differentiated.
+        loaded: the model whose decoder is differentiated, or its replicas on a cluster.
         store: a store with token rows at the adapter's output (or `text_embedding`).
         config: options; `options` are fields of it given by name.
         progress: called as `progress(done, total)` after every batch.
@@ -66,7 +66,7 @@ def check_labels(store: ActivationStore, config: LipschitzConfig) -> None:
 
 
 def summarise(
-    replay: Replay, store: ActivationStore, found: GradientPass, config: LipschitzConfig
+    replay: AnyReplay, store: ActivationStore, found: GradientPass, config: LipschitzConfig
 ) -> LipschitzResult:
     """The result of a pass of gradients.
 
@@ -138,7 +138,7 @@ def spread(norms: Float, config: LipschitzConfig) -> Spread:
 
 
 def _groups(
-    replay: Replay, store: ActivationStore, found: GradientPass, config: LipschitzConfig
+    replay: AnyReplay, store: ActivationStore, found: GradientPass, config: LipschitzConfig
 ) -> list[Group]:
     groups = []
     for label in config.by:

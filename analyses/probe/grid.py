@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate, path_facts
+from modegap.engine.cluster import joined, map_tasks
+from modegap.engine.cluster.passes import opened, where
 from modegap.kernels import KernelPath
 from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
@@ -23,6 +25,9 @@ from .fit import CellFit, Labelled, fit_point
 from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
 from .splits import Codes
+
+if TYPE_CHECKING:
+    from modegap.engine.cluster import Cluster
 
 LEXICAL = "lexical"
 SAMPLES = "samples"
@@ -37,6 +42,7 @@ def probe(
     config: ProbeConfig | None = None,
     *,
     progress: Any = None,
+    cluster: str | Cluster | None = None,
     **options: Any,
 ) -> ProbeResult:
     """Linear probes of every label at every hook point, on pooled rows.
@@ -51,6 +57,7 @@ def probe(
         labels: label columns; None takes all of them. `lexical` is the first top word of the text column.
         config: options; `options` are fields of it given by name.
         progress: called as `progress(done, total)` after every cell.
+        cluster: workers that share the cells (on GPUs the hook points), as in `reduce`.
 
     Raises:
         ValueError: unknown options, or no such device.
@@ -71,16 +78,11 @@ def probe(
         raise StoreError("the store has no complete sample yet: resume its extraction, then probe")
     cells: dict[tuple[str, str], Cell] = {}
     paths: list[KernelPath] = []
-    for point in names:
-        x = store.rows(point, "pooled").read(
-            0, count, np.empty((count, store.points[point].width), np.float32)
-        )
-        for label, cell, fit in _point(x, point, classes, config, groups, kinds):
-            cells[point, label] = cell
-            if fit is not None:
-                paths.append(KernelPath("probe", fit.solver, fit.why))
-            if progress is not None:
-                progress(len(cells), len(names) * len(classes))
+    shared = _Given(count, classes, config, groups, kinds)
+    for point, label, cell, fit in _cells(store, shared, names, cluster, progress):
+        cells[point, label] = cell
+        if fit is not None:
+            paths.append(KernelPath("probe", fit.solver, fit.why))
     certificate = Certificate(
         mode="float32",
         kernel_paths=path_facts(paths),
@@ -97,6 +99,61 @@ def probe(
         certificate,
         pool=str(store.provenance.get("pool", "all")),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Given:
+    """What the cells share."""
+
+    count: int
+    classes: Mapping[str, Classes]
+    config: ProbeConfig
+    groups: Codes | None
+    kinds: Codes | None
+
+
+_Found = tuple[str, str, Cell, "CellFit | None"]
+
+
+def _cells(
+    store: ActivationStore, given: _Given, names: Sequence[str], cluster: str | Cluster | None, progress: Any
+) -> Iterator[_Found]:
+    """Every cell, here or by workers."""
+    labels, total = list(given.classes), len(names) * len(given.classes)
+    if cluster is None:
+        done = 0
+        for point in names:
+            for found in _of_point(store, point, labels, given):
+                done += 1
+                yield found
+                if progress is not None:
+                    progress(done, total)
+        return
+    # On a GPU the labels of a hook point are fitted side by side, which a division would undo.
+    parts = [labels] if given.config.on_device else [[label] for label in labels]
+    items = [(point, part) for point in names for part in parts]
+    weights = [len(part) for _, part in items]
+    shared = (where(store), store.plan_hash, store.content_hash(), given)
+    with joined(cluster) as workers:
+        assert workers is not None
+        rows = map_tasks(workers, _on_worker, items, shared, name="probe", weights=weights, progress=progress)
+    for cells in rows:
+        yield from cells
+
+
+def _on_worker(item: tuple[str, list[str]], shared: tuple[str, str, str, _Given]) -> list[_Found]:
+    *of, given = shared
+    return list(_of_point(opened(*of), item[0], item[1], given))
+
+
+def _of_point(store: ActivationStore, point: str, labels: Sequence[str], given: _Given) -> Iterator[_Found]:
+    """The cells of some labels at a hook point, whose rows are read here."""
+    x = store.rows(point, "pooled").read(
+        0, given.count, np.empty((given.count, store.points[point].width), np.float32)
+    )
+    classes = {label: given.classes[label] for label in labels}
+    for label, cell, fit in _point(x, point, classes, given.config, given.groups, given.kinds):
+        yield point, label, cell, fit
 
 
 def _point(

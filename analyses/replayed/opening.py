@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from modegap.engine.certificate import Certificate, path_facts
+from modegap.engine.cluster import RemoteReplay, Replicas
 from modegap.engine.replay import Replay, open_source
 
 from .config import ReplayConfig
@@ -17,33 +18,53 @@ if TYPE_CHECKING:
     from modegap.stores import ActivationStore
 
 Progress = Callable[[int, int], None]
+AnyReplay = Replay | RemoteReplay
 
 
+@overload
 def open_replay(
     loaded: LoadedModel,
     store: ActivationStore | str | Path,
     config: ReplayConfig,
     progress: Progress | None = None,
-) -> Replay:
-    """The replay of a store under the options.
+) -> Replay: ...
+
+
+@overload
+def open_replay(
+    loaded: LoadedModel | Replicas,
+    store: ActivationStore | str | Path,
+    config: ReplayConfig,
+    progress: Progress | None = None,
+) -> AnyReplay: ...
+
+
+def open_replay(
+    loaded: LoadedModel | Replicas,
+    store: ActivationStore | str | Path,
+    config: ReplayConfig,
+    progress: Progress | None = None,
+) -> AnyReplay:
+    """The replay of a store under the options: here, or by replicas of the model on the workers of a cluster.
 
     Raises:
         EngineError: see `open_source` and `Replay`.
         StoreError: the store cannot be opened.
     """
-    source = open_source(
-        loaded,
-        store,
-        point=config.point,
-        target=config.target,
-        target_label=config.target_label,
-        prompt=config.prompt,
-        limit=config.n_samples,
-    )
+    options: dict[str, Any] = {
+        "point": config.point,
+        "target": config.target,
+        "target_label": config.target_label,
+        "prompt": config.prompt,
+        "limit": config.n_samples,
+    }
+    if isinstance(loaded, Replicas):
+        return RemoteReplay.open(loaded, store, options, config.batch_size, progress)
+    source = open_source(loaded, store, **options)
     return Replay(loaded, source, batch_size=config.batch_size, progress=progress)
 
 
-def replay_certificate(replay: Replay, paths: Iterable[KernelPath] = ()) -> Certificate:
+def replay_certificate(replay: AnyReplay, paths: Iterable[KernelPath] = ()) -> Certificate:
     """How a replay computed: the decoder's dtype, samples, kernel paths, the store's hash."""
     source = replay.source
     return Certificate(
@@ -55,7 +76,7 @@ def replay_certificate(replay: Replay, paths: Iterable[KernelPath] = ()) -> Cert
     )
 
 
-def left_out(replay: Replay) -> tuple[tuple[str, str], ...]:
+def left_out(replay: AnyReplay) -> tuple[tuple[str, str], ...]:
     """(id, reason) of every sample that the replay could not use."""
     return (*replay.source.left_out, *replay.failures)
 

@@ -13,38 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .mapping import map_tasks
-    from .rayleigh import rayleigh
+    from .quotients import rayleigh_on
     from .reducing import reduce_on
     from .replicas import RemoteReplay, Replicas
-    from .session import Cluster, connect
-    from .simulation import ClusterPlan, plan_reduction
+    from .session import Cluster, connect, joined
     from .spec import ClusterSpec, parse
 
 _HOME = {
     "Cluster": "session",
-    "ClusterPlan": "simulation",
     "ClusterSpec": "spec",
     "RemoteReplay": "replicas",
     "Replicas": "replicas",
     "connect": "session",
+    "joined": "session",
     "map_tasks": "mapping",
     "parse": "spec",
-    "plan_reduction": "simulation",
-    "rayleigh": "rayleigh",
+    "rayleigh_on": "quotients",
     "reduce_on": "reducing",
 }
 
 __all__ = [
     "Cluster",
-    "ClusterPlan",
     "ClusterSpec",
     "RemoteReplay",
     "Replicas",
     "connect",
+    "joined",
     "map_tasks",
     "parse",
-    "plan_reduction",
-    "rayleigh",
+    "rayleigh_on",
     "reduce_on",
 ]
 

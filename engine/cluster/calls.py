@@ -16,7 +16,6 @@ from modegap.engine.errors import EngineError
 from modegap.engine.packing import best_pickler, load_packed, save_packed
 from modegap.stores.errors import StoreError
 
-
 _LATE_SECONDS = 20.0
 
 

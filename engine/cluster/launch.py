@@ -45,9 +45,13 @@ def launch(spec: ClusterSpec) -> Any:
     try:
         kind = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise EngineError(f"cluster: {spec.path} cannot be imported ({error}): pip install {package}") from None
+        raise EngineError(
+            f"cluster: {spec.path} cannot be imported ({error}): pip install {package}"
+        ) from None
     except AttributeError:
-        raise EngineError(f"cluster: {module} has no class {name}; see the documentation of {package}") from None
+        raise EngineError(
+            f"cluster: {module} has no class {name}; see the documentation of {package}"
+        ) from None
     try:
         cluster = kind(**spec.options)
         if spec.adapt is not None:
@@ -65,15 +69,15 @@ def _local(workers: int | None) -> Any:
     They are started by command, not forked or spawned from this process: a script needs no `__main__` guard.
     The scheduler lives in this process, so that all of them end with it, however it ends.
     """
-    from distributed import Scheduler, SpecCluster
-    from distributed.system import MEMORY_LIMIT
+    distributed = dask_or_error()
+    limit = importlib.import_module("distributed.system").MEMORY_LIMIT
 
     from .processes import QuietWorker
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     gpus = visible_gpus()
     count = workers or (len(gpus) or _cores())
-    options = {"nthreads": 1, "memory_limit": int(MEMORY_LIMIT / count), "host": "127.0.0.1"}
+    options = {"nthreads": 1, "memory_limit": int(limit / count), "host": "127.0.0.1"}
     options |= {"death_timeout": _START_SECONDS, "dashboard": False}
     made = {}
     for number in range(count):
@@ -84,8 +88,11 @@ def _local(workers: int | None) -> Any:
             "cls": QuietWorker,
             "options": {"name": str(number), "worker_kwargs": {**options, "env": env}},
         }
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    return SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+    }
+    return distributed.SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def visible_gpus() -> list[str]:

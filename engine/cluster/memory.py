@@ -25,20 +25,30 @@ def merge_bytes(state: int) -> int:
     return 4 * state
 
 
+class TooLargeError(EngineError):
+    """A task that no worker has the memory for; `limit` is that of the largest, in bytes."""
+
+    def __init__(self, message: str, limit: int = 0) -> None:
+        """Say so."""
+        super().__init__(message)
+        self.limit = limit
+
+
 def check_workers(workers: Mapping[str, Mapping[str, Any]], need: int, what: str) -> list[str]:
     """Addresses of the workers that can hold a task of `need` bytes.
 
     Raises:
-        EngineError: none can; says how much it takes.
+        TooLargeError: none can; says how much it takes.
     """
     limits = {address: one["memory_limit"] for address, one in workers.items()}
     fit = [address for address, limit in limits.items() if not limit or fits(need, limit)]
     if not fit:
         most = max(limits.values(), default=0)
-        raise EngineError(
+        raise TooLargeError(
             f"{what}: a worker needs a memory limit of {needed_limit(need) / 1e9:.2f} GB, the largest has "
             f"{most / 1e9:.2f} GB; start fewer workers with more memory each (--memory-limit of dask worker, "
-            "memory: of a job queue)"
+            "memory: of a job queue)",
+            most,
         )
     return fit
 

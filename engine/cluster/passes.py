@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -92,31 +93,50 @@ class Pass:
         )
 
 
-def opened(path: str, plan: str) -> ActivationStore:
+def where(store: ActivationStore) -> str:
+    """Where another process finds a store: its URL or its absolute path."""
+    text = str(store.path)
+    return text if "://" in text else str(Path(text).absolute())
+
+
+def opened(path: str, plan: str, content: str | None = None) -> ActivationStore:
     """The store at a path, which must be the one that the client sees.
+
+    Args:
+        path: path or URL.
+        plan: its plan hash.
+        content: its content hash; None where what is read is compared by its own digest.
 
     Raises:
         EngineError: nothing is there, or another store.
     """
     with _lock:
-        known = _stores.get((path, plan))
-        if known is not None:
-            return known
-        try:
-            store = ActivationStore.open(path)
-        except (StoreError, OSError) as error:
-            raise EngineError(
-                f"the store cannot be opened here ({' '.join(str(error).split())}): mount {path} on every worker under "
-                "the same path, or put it where all can read it (docs/scaling.md)"
-            ) from None
-        if store.plan_hash != plan:
-            raise EngineError(
-                f"{path} is another store here than on the client (another plan): mount the same one everywhere"
-            )
+        store = _stores.get((path, plan)) or _open(path, plan)
+        if content is not None and store.content_hash() != content:
+            store.refresh()
+            if store.content_hash() != content:
+                raise EngineError(
+                    f"{path} holds other rows here than on the client: mount the same store everywhere"
+                )
         if len(_stores) >= _MOST_STORES:
             _stores.clear()
         _stores[path, plan] = store
         return store
+
+
+def _open(path: str, plan: str) -> ActivationStore:
+    try:
+        store = ActivationStore.open(path)
+    except (StoreError, OSError) as error:
+        raise EngineError(
+            f"the store cannot be opened here ({' '.join(str(error).split())}): mount {path} on every worker under "
+            "the same path, or put it where all can read it (docs/scaling.md)"
+        ) from None
+    if store.plan_hash != plan:
+        raise EngineError(
+            f"{path} is another store here than on the client (another plan): mount the same one everywhere"
+        )
+    return store
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ import sys
 from distributed.deploy.subprocess import SubprocessWorker
 
 
-class QuietWorker(SubprocessWorker):  # type: ignore[misc]  # Dask has no types
+class QuietWorker(SubprocessWorker):
     """A worker and its nanny, started by command; only errors are logged."""
 
     async def _start(self) -> None:

@@ -13,14 +13,16 @@ import numpy as np
 
 from modegap import __version__
 from modegap.engine.errors import EngineError
+from modegap.engine.moments import Moments
 from modegap.engine.packing import Part, best_pickler, pack, save_packed
 from modegap.engine.shards import SHARD_BYTES, Node, Shard, boundary_of, cut, shard_rows, tree
 from modegap.engine.stream import Kind, Progress, rows_of
 
 from .calls import Kept
-from .memory import check_workers, leaf_bytes, merge_bytes
-from .passes import Pass, leaf, merge, prepare
+from .memory import TooLargeError, check_workers, leaf_bytes, merge_bytes
+from .passes import Pass, leaf, merge, prepare, where
 from .session import Cluster, Graph, Ref, Task
+from .tiles import moments_by_tiles, tile_width
 
 if TYPE_CHECKING:
     from modegap.stores import ActivationStore
@@ -70,11 +72,11 @@ def reduce_on(
     if not 0 <= start <= stop <= rows.shape[0]:
         raise ValueError(f"start, stop: got {start}, {stop}, expected 0 <= start <= stop <= {rows.shape[0]}")
     work = Pass(
-        _where(stores[0]),
+        where(stores[0]),
         stores[0].plan_hash,
         tuple(points),
         kind,
-        None if stores[-1] is stores[0] else (_where(stores[-1]), stores[-1].plan_hash),
+        None if stores[-1] is stores[0] else (where(stores[-1]), stores[-1].plan_hash),
         (select,) if isinstance(select, str) else None if select is None else tuple(select),
         None if samples is None else np.asarray(samples),
         None if device is None else str(device),
@@ -84,9 +86,31 @@ def reduce_on(
     return job.result().reduction
 
 
-def _where(store: ActivationStore) -> str:
-    text = str(store.path)
-    return text if "://" in text else str(Path(text).absolute())
+def finalized(
+    cluster: Cluster, stores: Sequence[ActivationStore], points: Sequence[str], reduction: Any, **options: Any
+) -> Any:
+    """`reduce_on`, finalized; a covariance of one point that fits no worker is computed by tiles.
+
+    Arguments and errors as there.
+    """
+    try:
+        return reduce_on(cluster, stores, points, reduction, **options).finalize()
+    except TooLargeError as short:
+        if type(reduction) is not Moments or str(options.get("device") or "cpu").startswith("cuda"):
+            raise
+        rows, _ = rows_of(stores[0], points[0], options.get("kind"))
+        chunk = rows.chunk_rows * rows.shape[1] * rows.dtype.itemsize
+        block = 2 * boundary_of(reduction, None) * rows.shape[1] * rows.dtype.itemsize
+        size = tile_width(rows.shape[1], short.limit, block, chunk)
+    said = options.pop("progress", None)
+
+    def spread(part: Any, number: int, count: int) -> Any:
+        def progress(done: int, total: int, nbytes: int) -> None:
+            said(number * total + done, count * total, number * (nbytes // max(done, 1)) * total + nbytes)
+
+        return reduce_on(cluster, stores, points, part, progress=progress if said else None, **options)
+
+    return moments_by_tiles(reduction, rows.shape[1], size, spread)
 
 
 @dataclass(slots=True)
@@ -115,7 +139,9 @@ class _Job:
         rows = [rows_of(s, p, self.work.kind)[0] for s, p in zip(self.stores, self.work.points, strict=True)]
         self.row_bytes = sum(one.shape[1] * one.dtype.itemsize for one in rows)
         boundary = boundary_of(self.reduction, self.work.device)
-        begin = Task(prepare, (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary))
+        begin = Task(
+            prepare, (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary)
+        )
         (size,) = self.cluster.run(
             lambda: {"begin": begin, "size": Task(_size, (Ref("begin"),))}, lambda graph: ["size"]
         )
@@ -143,7 +169,9 @@ class _Job:
         base.update(repr((self.start, self.shards[0])).encode())
         for node in tree(len(self.shards)):
             own = base.copy()
-            own.update(repr((self.shards[node.first : node.last], self.digests[node.first : node.last])).encode())
+            own.update(
+                repr((self.shards[node.first : node.last], self.digests[node.first : node.last])).encode()
+            )
             self.names[node] = f"{node.first}-{node.last}-{own.hexdigest()[:24]}"
             self._nodes[self.names[node]] = node
         if self.cluster.folder is not None:
@@ -235,5 +263,5 @@ def fingerprint(value: Any) -> str:
     found = hashlib.sha256(packed.header)
     for array in packed.arrays:
         found.update(repr((array.dtype.str, array.shape)).encode())
-        found.update(array.reshape(-1).view(np.uint8))
+        found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:24]

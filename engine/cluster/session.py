@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import tempfile
@@ -14,15 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from modegap import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.packing import load_packed
 
 from .calls import Kept, execute, facts
-from .launch import launch
+from .launch import dask_or_error, launch
 from .spec import ClusterSpec, parse
+
+if TYPE_CHECKING:
+    from modegap.engine.models import LoadedModel
+
+    from .replicas import Replicas
 
 _PATIENCE = 120.0
 """Seconds that a scheduler may be away, and that the first worker may take to come."""
@@ -102,6 +108,16 @@ class Cluster:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def replicas(self, load: Callable[[], LoadedModel]) -> Replicas:
+        """What stands for a loaded model in a replay on these workers, each of which loads its own.
+
+        Args:
+            load: makes the model; a function that workers can import, or a `functools.partial` of one.
+        """
+        from .replicas import Replicas
+
+        return Replicas(self, load)
+
     def workers(self) -> dict[str, dict[str, Any]]:
         """Address of each worker to its `nthreads` and `memory_limit` (bytes, 0 for none)."""
         found = self._client.scheduler_info(n_workers=-1)["workers"]
@@ -116,11 +132,9 @@ class Cluster:
         Raises:
             EngineError: none came, or one has another version or none.
         """
-        from distributed import TimeoutError as DaskTimeout
-
         try:
             self._client.wait_for_workers(self.spec.workers or 1, timeout=_PATIENCE)
-        except DaskTimeout:
+        except TimeoutError:
             if not self.workers():
                 raise EngineError(
                     f"cluster {self.spec.said}: no worker came within {_PATIENCE:.0f} s; look at the scheduler's "
@@ -192,12 +206,13 @@ class Cluster:
             self.ready()
 
     def _connected(self, seconds: float) -> Any:
-        from distributed import Client
-
+        distributed = dask_or_error()
         end = time.monotonic() + seconds
         while True:
             try:
-                return Client(self._made, timeout=min(seconds, 10), set_as_default=False, direct_to_workers=True)
+                return distributed.Client(
+                    self._made, timeout=min(seconds, 10), set_as_default=False, direct_to_workers=True
+                )
             except OSError as error:
                 if self.spec.kind != "address" or time.monotonic() > end:
                     raise EngineError(
@@ -233,11 +248,9 @@ class _Run:
                 self._users[ref] += 1
 
     def results(self) -> list[Any]:
-        from distributed import as_completed
-
         try:
             with _connection():
-                coming = as_completed(self._ready(), loop=self._client.loop)
+                coming = dask_or_error().as_completed(self._ready(), loop=self._client.loop)
                 for future in coming:
                     if self._ended(self._names[future.key], future):
                         coming.update(self._ready())
@@ -275,16 +288,14 @@ class _Run:
                 args.append(self._futures[arg.name] if path is None else Kept(str(path)))
             else:
                 args.append(arg)
-        path = None if task.path is None else str(task.path)
+        target = None if task.path is None else str(task.path)
         return self._client.submit(
-            execute, task.fn, path, task.need, *args, key=f"{name}-{self._nonce}", priority=task.priority,
+            execute, task.fn, target, task.need, *args, key=f"{name}-{self._nonce}", priority=task.priority,
             pure=False,
         )  # fmt: skip
 
     def _ended(self, name: str, future: Any) -> bool:
         """Whether a task is done; False where it was sent again."""
-        from distributed import KilledWorker
-
         task = self._graph[name]
         if future.status == "finished":
             self._finished.add(name)
@@ -298,7 +309,7 @@ class _Run:
         if future.status in ("cancelled", "lost"):
             raise _AwayError("it has forgotten the tasks")
         error = future.exception()
-        if not isinstance(error, KilledWorker):
+        if not isinstance(error, dask_or_error().KilledWorker):
             raise error
         self._tries[name] = self._tries.get(name, 0) + 1
         if self._tries[name] >= _TRIES:
@@ -317,12 +328,10 @@ def _refs(task: Task) -> Iterator[str]:
 @contextmanager
 def _connection() -> Iterator[None]:
     """Turns what Dask raises when the scheduler goes away into one error."""
-    from distributed import CancelledError as DaskCancelled
-    from distributed.comm import CommClosedError
-
+    lost = (dask_or_error().CancelledError, importlib.import_module("distributed.comm").CommClosedError)
     try:
         yield
-    except (CancelledError, DaskCancelled, CommClosedError, TimeoutError) as error:
+    except (CancelledError, TimeoutError, *lost) as error:
         raise _AwayError(type(error).__name__) from error
 
 
@@ -343,4 +352,14 @@ def connect(cluster: str | ClusterSpec | Cluster, folder: str | Path | None = No
     return Cluster(spec, None if folder is None else Path(folder).absolute())
 
 
-__all__ = ["Cluster", "Graph", "Kept", "Ref", "Task", "connect"]
+@contextmanager
+def joined(cluster: str | Cluster | None, folder: str | Path | None = None) -> Iterator[Cluster | None]:
+    """`connect` for the time of one call: closed afterwards, unless it was open before; None stays None."""
+    if cluster is None or isinstance(cluster, Cluster):
+        yield cluster
+        return
+    with connect(cluster, folder) as opened:
+        yield opened
+
+
+__all__ = ["Cluster", "Graph", "Kept", "Ref", "Task", "connect", "joined"]

@@ -77,6 +77,11 @@ class BlockReduction(ABC, Generic[R]):
     def state_dict(self) -> Mapping[str, Any]:
         """Everything seen, as tensors that share memory with the reduction."""
 
+    @property
+    def block_rows(self) -> int | None:
+        """Rows a block, None until the device of the first rows decides."""
+        return self._block_rows
+
     def boundary(self, device: str | torch.device | None = None) -> int:
         """Rows a block: parts that begin on its multiples and share the shift merge to one pass's blocks."""
         on_host = torch.device("cpu" if device is None else device).type == "cpu"

@@ -113,6 +113,7 @@ class Replay:
         edits: Sequence[Edit | None] = (None,),
         *,
         members: Sequence[int] | None = None,
+        span: tuple[int, int] | None = None,
     ) -> Float:
         """Mean cross-entropy of each sample's target tokens under each edit, nats a token: fp64 [edits, n].
 
@@ -121,6 +122,7 @@ class Replay:
         Args:
             edits: functions of the stored rows; None changes nothing.
             members: numbers of the samples to run, whose columns are returned in rising order; all unless given.
+            span: only the batches of these numbers (first, last), for a share of the work; NaN elsewhere.
 
         Raises:
             EngineError: a sample that does not fit into memory alone.
@@ -132,6 +134,7 @@ class Replay:
         for part, values in self._batches(
             [(number, c) for number in members for c in range(len(edits))],
             lambda part: self._losses(part, edits),
+            span=span,
         ):
             for (number, c), value in zip(part, values, strict=True):
                 found[c, number] = value
@@ -141,12 +144,15 @@ class Replay:
 
     @torch.no_grad()
     def losses_inside(
-        self, point: str, edits: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
+        self,
+        point: str,
+        edits: Sequence[Callable[[torch.Tensor], torch.Tensor] | None],
+        span: tuple[int, int] | None = None,
     ) -> Float:
         """As `losses`, with the edits at a hook point inside the decoder (`llm_hidden_<k>`, `llm_final`).
 
         They get the hidden states [B, T, d] of all positions, padding included. One pass over the samples an
-        edit, without shared beginnings, since every position is changed.
+        edit, without shared beginnings, since every position is changed. `span` as in `losses`, of one pass.
 
         Raises:
             EngineError: an unknown hook point, or a sample that does not fit into memory alone.
@@ -158,6 +164,7 @@ class Replay:
                 for part, values in self._batches(
                     [(number, 0) for number in self.order],
                     lambda part: self._losses(part, [None], share=False),
+                    span=span,
                 ):
                     found[c, [number for number, _ in part]] = values
                     done += len(part)
@@ -185,16 +192,20 @@ class Replay:
             self.progress(done, len(self.source))
         return losses, kl
 
-    def gradients(self, measure: Callable[[GradientBatch], Made]) -> Iterator[tuple[tuple[int, ...], Made]]:
+    def gradients(
+        self, measure: Callable[[GradientBatch], Made], *, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[tuple[int, ...], Made]]:
         """Yields `(members, measure(batch))`, one forward and one backward a batch.
 
         Samples of a batch are independent, so the gradient of the sum of their log q holds each one's own.
         `measure` runs where memory errors are caught: it may be called again on a smaller batch. Samples that
-        do not fit alone, or whose gradient is not finite, are in `failures`.
+        do not fit alone, or whose gradient is not finite, are in `failures`. `span` as in `losses`.
         """
         done = 0
         with frozen(self.loaded.model):
-            for part, made in self._batches(self.order, lambda part: self._measure(part, measure), fail=True):
+            for part, made in self._batches(
+                self.order, lambda part: self._measure(part, measure), fail=True, span=span
+            ):
                 done += len(part)
                 self.progress(done, len(self.source))
                 if made is not None:
@@ -282,9 +293,12 @@ class Replay:
         *,
         size: int | None = None,
         fail: bool = False,
+        span: tuple[int, int] | None = None,
     ) -> Iterator[tuple[Sequence[Item], Made]]:
         backoff = Backoff(self._name, self.note_retry, self._failed if fail else None)
         step = size or self.batch_size
+        if span is not None:
+            units = units[span[0] * step : span[1] * step]
         with evaluating(self.loaded.model), fused_norms(self.loaded.model) if self.fused else nullcontext():
             for start in range(0, len(units), step):
                 yield from backoff.run(units[start : start + step], work)

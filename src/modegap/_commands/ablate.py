@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.ablate.config import AblateConfig
 
+from .clustering import ClusterOptions, model_for, workers
 from .data import LimitedDataOptions, open_data
-from .replaying import is_store, keep, load_model
+from .replaying import is_store, keep
 
 if TYPE_CHECKING:
     from modegap._console import Console
@@ -42,18 +43,23 @@ class Inputs:
     trust_remote_code: bool = False
 
 
-CONFIGS = (Inputs, AblateConfig, LimitedDataOptions)
+CONFIGS = (Inputs, AblateConfig, LimitedDataOptions, ClusterOptions)
 
 
 def run(
-    inputs: Inputs, config: AblateConfig, options: LimitedDataOptions, console: Console
+    inputs: Inputs,
+    config: AblateConfig,
+    options: LimitedDataOptions,
+    clustering: ClusterOptions,
+    console: Console,
 ) -> AblationResult:
     """Change of the decoder's loss without subsets of the modes."""
     from modegap.analyses.ablate import ablate
 
     data = inputs.data if is_store(inputs.data) else open_data(inputs.data, options)
-    loaded = load_model(inputs)
-    with console.progress("ablate", unit="steps") as advance:
-        result = ablate(loaded, data, inputs.modes, config=config, progress=advance)
-    keep(result, inputs.out, console, "ablation")
+    with workers(clustering, inputs.out, console) as cluster:
+        loaded = model_for(inputs, cluster)
+        with console.progress("ablate", unit="batches" if cluster else "steps") as advance:
+            result = ablate(loaded, data, inputs.modes, config=config, progress=advance)
+        keep(result, inputs.out, console, "ablation")
     return result

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.align.config import AlignConfig
 
+from .clustering import ClusterOptions, workers
+
 if TYPE_CHECKING:
     from modegap._console import Console
     from modegap.analyses.align import Modes
@@ -29,17 +31,20 @@ class Stores:
     device: str | None = None
 
 
-CONFIGS = (Stores, AlignConfig)
+CONFIGS = (Stores, AlignConfig, ClusterOptions)
 
 
-def run(stores: Stores, config: AlignConfig, console: Console) -> Modes:
+def run(stores: Stores, config: AlignConfig, options: ClusterOptions, console: Console) -> Modes:
     """The modes of the modal rows and their alignment with the text rows."""
     from modegap.analyses.align import align
     from modegap.analyses.saved import save_result
 
-    with console.progress("align") as advance:
-        modes = align(stores.modal, stores.text, config, device=stores.device, progress=advance)
-    if stores.out is not None:
-        save_result(modes, stores.out)
-        console.say(f"modes: {stores.out}")
+    with workers(options, stores.out, console) as cluster:
+        with console.progress("align") as advance:
+            modes = align(
+                stores.modal, stores.text, config, device=stores.device, progress=advance, cluster=cluster
+            )
+        if stores.out is not None:
+            save_result(modes, stores.out)
+            console.say(f"modes: {stores.out}")
     return modes

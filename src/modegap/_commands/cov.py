@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modegap.analyses.table import Column, Table
 
+from .clustering import ClusterOptions, workers
 from .output import Output
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Config:
     checkpoint: str | None = None
 
 
-CONFIGS = (Config,)
+CONFIGS = (Config, ClusterOptions)
 
 
-def run(config: Config, console: Console) -> Output:
+def run(config: Config, options: ClusterOptions, console: Console) -> Output:
     """Count, mean and covariance of a hook point's rows, with their certificate."""
     from modegap.engine.moments import Moments, MomentsStore, has_moments
     from modegap.engine.reduce import reduce
@@ -51,7 +52,9 @@ def run(config: Config, console: Console) -> Output:
     if has_moments(config.store):
         found = MomentsStore.open(config.store).moments(config.point, config.rows or "tokens")
         return _shown(config, found)
-    with console.progress("covariance") as advance:
+    if options.cluster is not None and config.checkpoint is not None:
+        raise ValueError("checkpoint: a cluster keeps partial results in run_folder; drop one of the two")
+    with workers(options, config.out, console) as cluster, console.progress("covariance") as advance:
         found = reduce(
             ActivationStore.open(config.store),
             config.point,
@@ -60,8 +63,10 @@ def run(config: Config, console: Console) -> Output:
             device=config.device,
             checkpoint=config.checkpoint,
             progress=advance,
+            cluster=cluster,
         )
-    return _shown(config, found)
+        shown = _shown(config, found)  # saved before what it was made from is removed
+    return shown
 
 
 def _shown(config: Config, found: MomentsResult) -> Output:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.distance.config import DistanceConfig
 
+from .clustering import ClusterOptions, workers
+
 if TYPE_CHECKING:
     from modegap._console import Console
     from modegap.analyses.distance import DistanceResult
@@ -29,17 +31,20 @@ class Stores:
     device: str | None = None
 
 
-CONFIGS = (Stores, DistanceConfig)
+CONFIGS = (Stores, DistanceConfig, ClusterOptions)
 
 
-def run(stores: Stores, config: DistanceConfig, console: Console) -> DistanceResult:
+def run(stores: Stores, config: DistanceConfig, options: ClusterOptions, console: Console) -> DistanceResult:
     """Distances between the modal and the text law along the hook points."""
     from modegap.analyses.distance import distance
     from modegap.analyses.saved import save_result
 
-    with console.progress("distance") as advance:
-        result = distance(stores.modal, stores.text, config, device=stores.device, progress=advance)
-    if stores.out is not None:
-        save_result(result, stores.out)
-        console.say(f"distances: {stores.out}")
+    with workers(options, stores.out, console) as cluster:
+        with console.progress("distance") as advance:
+            result = distance(
+                stores.modal, stores.text, config, device=stores.device, progress=advance, cluster=cluster
+            )
+        if stores.out is not None:
+            save_result(result, stores.out)
+            console.say(f"distances: {stores.out}")
     return result

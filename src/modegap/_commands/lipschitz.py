@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.lipschitz.config import LipschitzConfig
 
-from .replaying import ReplayInputs, keep, load_model
+from .clustering import ClusterOptions, model_for, workers
+from .replaying import ReplayInputs, keep
 
 if TYPE_CHECKING:
     from modegap._console import Console
@@ -39,21 +40,24 @@ class Inputs(ReplayInputs):
             raise ValueError("modes and gradproj_out go together: give both, or run modegap gradproj")
 
 
-CONFIGS = (Inputs, LipschitzConfig)
+CONFIGS = (Inputs, LipschitzConfig, ClusterOptions)
 
 
-def run(inputs: Inputs, config: LipschitzConfig, console: Console) -> LipschitzResult:
+def run(
+    inputs: Inputs, config: LipschitzConfig, options: ClusterOptions, console: Console
+) -> LipschitzResult:
     """Per-sample gradient norms of the decoder's log-likelihood."""
-    loaded = load_model(inputs)
-    with console.progress("lipschitz", unit="samples") as advance:
-        if inputs.modes is None:
-            from modegap.analyses.lipschitz import lipschitz
+    with workers(options, inputs.out, console) as cluster:
+        loaded = model_for(inputs, cluster)
+        with console.progress("lipschitz", unit="batches" if cluster else "samples") as advance:
+            if inputs.modes is None:
+                from modegap.analyses.lipschitz import lipschitz
 
-            result = lipschitz(loaded, inputs.store, config, progress=advance)
-        else:
-            from modegap.analyses.gradproj import gradients
+                result = lipschitz(loaded, inputs.store, config, progress=advance)
+            else:
+                from modegap.analyses.gradproj import gradients
 
-            result, projected = gradients(loaded, inputs.store, inputs.modes, config, progress=advance)
-            keep(projected, inputs.gradproj_out, console, "gradproj")
-    keep(result, inputs.out, console, "lipschitz")
+                result, projected = gradients(loaded, inputs.store, inputs.modes, config, progress=advance)
+                keep(projected, inputs.gradproj_out, console, "gradproj")
+        keep(result, inputs.out, console, "lipschitz")
     return result

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from modegap.analyses.probe.config import ProbeConfig
 
+from .clustering import ClusterOptions, workers
+
 if TYPE_CHECKING:
     from modegap._console import Console
     from modegap.analyses.probe import ProbeResult
@@ -25,17 +27,18 @@ class Source:
     out: str | None = None
 
 
-CONFIGS = (Source, ProbeConfig)
+CONFIGS = (Source, ProbeConfig, ClusterOptions)
 
 
-def run(source: Source, config: ProbeConfig, console: Console) -> ProbeResult:
+def run(source: Source, config: ProbeConfig, options: ClusterOptions, console: Console) -> ProbeResult:
     """Accuracy of linear probes of every label along the hook points."""
     from modegap.analyses.probe import probe
     from modegap.analyses.saved import save_result
 
-    with console.progress("probe", unit="cells") as advance:
-        result = probe(source.store, config=config, progress=advance)
-    if source.out is not None:
-        save_result(result, source.out)
-        console.say(f"probes: {source.out}")
+    with workers(options, source.out, console) as cluster:
+        with console.progress("probe", unit="cells") as advance:
+            result = probe(source.store, config=config, progress=advance, cluster=cluster)
+        if source.out is not None:
+            save_result(result, source.out)
+            console.say(f"probes: {source.out}")
     return result

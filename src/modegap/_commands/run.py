@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .clustering import ClusterOptions, workers
 from .output import Output
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ class Config:
     show: bool = False
 
 
-CONFIGS = (Config,)
+CONFIGS = (Config, ClusterOptions)
 
 
-def run(config: Config, console: Console) -> ExperimentResult | Output:
+def run(config: Config, options: ClusterOptions, console: Console) -> ExperimentResult | Output:
     """Compute what is not done yet, and write the report."""
     from modegap._facade import load, unsifted_dataset
     from modegap.analyses.experiment import load_experiment, shipped
@@ -51,7 +52,7 @@ def run(config: Config, console: Console) -> ExperimentResult | Output:
             print(text, end="")
         return Output([], {"yaml": text})
     experiment = load_experiment(config.file, **({"out": config.out} if config.out else {}))
-    with console.progress("run", unit="steps") as advance:
+    with workers(options, None, console) as cluster, console.progress("run", unit="steps") as advance:
         return run_experiment(
             experiment,
             load=load,
@@ -59,4 +60,5 @@ def run(config: Config, console: Console) -> ExperimentResult | Output:
             step=lambda what, done, total: advance(done, total, label=what),
             device=config.device,
             dry_run=config.dry_run,
+            cluster=cluster,
         )

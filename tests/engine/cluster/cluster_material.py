@@ -1,0 +1,58 @@
+"""Stores and models that workers can be given."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make_store(
+    path: Path, *, samples: int = 40, width: int = 24, longest: int = 700, seed: int = 0, chunk: int = 16384
+) -> ActivationStore:
+    """Token and pooled rows with a massive channel and three modalities, in many small chunks."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest, samples)
+    plan = StorePlan(
+        points={
+            "adapter_output": PointPlan(width, "both", lengths, stream="adapter"),
+            "llm_final": PointPlan(width, "both", lengths, stream="adapter"),
+        },
+        sample_ids=[f"s{i:03d}" for i in range(samples)],
+        labels={
+            "digit": [i % 3 for i in range(samples)],
+            "color": ["red" if i % 2 else "blue" for i in range(samples)],
+        },
+        provenance={"seed": seed},
+        chunk_bytes=chunk,
+    )
+    mean = np.zeros(width)
+    mean[1], mean[5] = 300.0, -40.0
+    mix = rng.standard_normal((width, width)) / np.sqrt(width)
+    store = ActivationStore.create(path, plan)
+    with store.writer() as writer:
+        for i, n in enumerate(lengths.tolist()):
+            x = rng.standard_normal((n, width)) @ mix + mean + 0.3 * (i % 3)
+            y = np.tanh(x - mean) + 0.1 * rng.standard_normal((n, width))
+            rows = {
+                "adapter_output": SampleRows(x.astype(np.float16), x.mean(0).astype(np.float32)),
+                "llm_final": SampleRows(y.astype(np.float16), y.mean(0).astype(np.float32)),
+            }
+            columns = (np.arange(n, dtype=np.int32), rng.integers(1, 4, n).astype(np.uint8))
+            writer.put(i, rows, {"adapter": columns})
+    return ActivationStore.open(path)
+
+
+def importable() -> dict[str, str]:
+    """Environment in which a child process imports modegap and these files."""
+    import os
+
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent), *sys.path]),
+    }

@@ -1,0 +1,27 @@
+"""One cluster of two worker processes for all tests here, and one store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster_material import make_store
+
+from modegap.engine.cluster import Cluster, connect
+from modegap.stores import ActivationStore
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with connect("local:2") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    return make_store(tmp_path_factory.mktemp("store") / "a.zarr")

@@ -81,7 +81,7 @@ def facts() -> dict[str, Any]:
     """What a client wants to know about a worker before it sends work."""
     import sys
 
-    from modegap import __version__
+    from modegap._version import __version__
 
     worker = _worker()
     return {

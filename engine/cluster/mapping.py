@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modegap import __version__
+from modegap._version import __version__
 
 from .reducing import fingerprint, parcel
 from .session import Cluster, Task

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from modegap import __version__
+from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments
 from modegap.engine.packing import Part, best_pickler, pack, save_packed

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from modegap import __version__
+from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.packing import load_packed
 

@@ -80,6 +80,7 @@ def test_probe(cluster: Cluster, lab: Path) -> None:
     assert seen[-1] == (4, 4)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_replays_by_replicas_of_the_model(cluster: Cluster, lab: Path) -> None:
     model = mg.load("lab:aligned")
     replicas = cluster.replicas(partial(load_model_of, "lab:aligned"))
@@ -126,7 +127,7 @@ def test_a_model_that_cannot_be_loaded_names_the_worker(cluster: Cluster, lab: P
 
 def test_commands_take_a_cluster(lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command with `--cluster` writes what it writes without; partial results are gone."""
-    modal, text, modes = (str(lab / name) for name in ("modal.zarr", "text.zarr", "modes.safetensors"))
+    modal, modes = (str(lab / name) for name in ("modal.zarr", "modes.safetensors"))
     commands = [
         ["cov", modal, "adapter_output"],
         ["gradproj", "lab:aligned", modal, modes, "--n-samples", "8"],

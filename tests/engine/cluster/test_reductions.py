@@ -178,18 +178,20 @@ def test_tiles_give_the_bits_of_the_whole(mode: Any, tmp_path: Path) -> None:
 def test_a_covariance_that_no_worker_holds_is_tiled(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = make_store(tmp_path / "wide.zarr", samples=3, width=600, longest=300, chunk=1 << 20)
-    one = reduce(store, "adapter_output", Moments(block_rows=128))
-    limit = needed_limit(tile_bytes(512, 2 * 128 * 600 * 2, 1 << 20)) + 10  # a tile of 512 channels, not 600
+    store = make_store(tmp_path / "wide.zarr", samples=2, width=1100, longest=300, chunk=1 << 20)
+    one = reduce(store, "adapter_output", Moments(block_rows=64))
+    limit = (
+        needed_limit(tile_bytes(512, 2 * 64 * 1100 * 2, 1 << 20)) + 10
+    )  # a tile of 512 channels, not 1,100
     monkeypatch.setattr(Cluster, "workers", lambda self: {"tcp://a": {"nthreads": 1, "memory_limit": limit}})
     passes: list[int] = []
     options: dict[str, Any] = {"cluster": cluster, "progress": lambda *a: passes.append(a[1])}
-    found = reduce(store, "adapter_output", Moments(block_rows=128), **options)
+    found = reduce(store, "adapter_output", Moments(block_rows=64), **options)
     same(found, one, 1e-12)
     rows = store.rows("adapter_output").n_valid_rows
-    assert passes[-1] == 4 * rows  # three tiles of 512 and 88 channels, and the audit
+    assert passes[-1] == 7 * rows  # six tiles of 512, 512 and 76 channels, and the audit
     with pytest.raises(TooLargeError, match=r"a worker needs a memory limit of \d"):
-        reduce(store, "adapter_output", ClassMoments([0, 1, 2], 3, block_rows=128), cluster=cluster)
+        reduce(store, "adapter_output", ClassMoments([0, 1], 2, block_rows=64), cluster=cluster)
 
 
 def test_memory_limits() -> None:
@@ -237,7 +239,7 @@ def _run_and_die(store: str, folder: str, after: int) -> None:
         )  # fmt: skip
 
 
-def test_a_client_that_was_killed_goes_on_from_its_files(
+def test_a_killed_client_goes_on_from_its_files(
     cluster: Cluster, store: ActivationStore, tmp_path: Path
 ) -> None:
     rows = store.rows("adapter_output").n_valid_rows

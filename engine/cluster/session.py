@@ -126,6 +126,15 @@ class Cluster:
             for address, one in found.items()
         }
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Address of each worker to its version, host and process id, as it says itself."""
+        said = self._client.run(facts, on_error="return")
+        for one in said.values():
+            # One that dies while it is asked is no worker any more; Dask's own errors of a lost peer are OSErrors.
+            if isinstance(one, Exception) and not isinstance(one, OSError):
+                raise one
+        return {address: one for address, one in said.items() if not isinstance(one, Exception)}
+
     def ready(self) -> dict[str, dict[str, Any]]:
         """The workers, once there is one, all of this version of modegap.
 
@@ -141,7 +150,7 @@ class Cluster:
                     "log, or whether its queue is full"
                 ) from None
         try:
-            found = self._client.run(facts)
+            found = self.facts()
         except (ModuleNotFoundError, ImportError, AttributeError) as error:
             raise EngineError(
                 f"cluster {self.spec.said}: a worker cannot import modegap ({error}): install modegap {__version__} "

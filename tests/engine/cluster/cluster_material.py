@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 
+from modegap.engine.batch import ActivationBatch
+from modegap.engine.moments import Moments
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,11 +51,14 @@ def make_store(
     return ActivationStore.open(path)
 
 
+class SlowMoments(Moments):
+    """Takes long enough over a batch to be killed in the middle."""
+
+    def update(self, batch: ActivationBatch) -> None:
+        time.sleep(0.01)
+        super().update(batch)
+
+
 def importable() -> dict[str, str]:
     """Environment in which a child process imports modegap and these files."""
-    import os
-
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent), *sys.path]),
-    }
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)])}

@@ -245,6 +245,32 @@ class ActivationStore:
             }
         return RowArray(self._chunked(array, ranges), self.commits(array), ranges, columns)
 
+    def to_dask(self, point: str, kind: RowKind | None = None) -> Any:
+        """Return a Dask array of the true values of a point's complete rows [n, d], one block a chunk.
+
+        `kind` None takes token rows where the store has them.
+
+        Raises:
+            StoreError: Dask is not installed, or as `rows`.
+        """
+        from .lazyarrays import dask_array
+
+        return dask_array(self, point, kind or self._kind_of(point))
+
+    def to_xarray(self, point: str, kind: RowKind | None = None) -> Any:
+        """Return an xarray Dataset of the same: `rows` (row or sample, channel), with ids and labels as coordinates.
+
+        Raises:
+            StoreError: Dask or xarray is not installed, or as `rows`.
+        """
+        from .lazyarrays import xarray_dataset
+
+        return xarray_dataset(self, point, kind or self._kind_of(point))
+
+    def _kind_of(self, point: str) -> RowKind:
+        info = self.points.get(point)
+        return "pooled" if info is not None and info.rows == "pooled" else "tokens"
+
     def _chunked(self, array: StoredArray, ranges: Ranges) -> ChunkedArray:
         return ChunkedArray(self.path, array, self.commits(array), ranges, self.samples)
 

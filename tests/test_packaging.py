@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -37,6 +38,32 @@ def test_no_import_works_only_inside_a_checkout() -> None:
                     names = [node.module or ""]
                 wrong = [name for name in names if name.partition(".")[0] in LAYERS]
                 assert not wrong, f"{path}:{node.lineno} imports {wrong[0]}: import modegap.{wrong[0]}"
+
+
+DASK_HOMES = ("engine/cluster/", "stores/lazyarrays.py")
+"""Where Dask may be imported; of it, the stores' file takes arrays only."""
+
+
+def test_dask_is_imported_in_one_place() -> None:
+    for folder in (*LAYERS, "src/modegap"):
+        for path in (ROOT / folder).rglob("*.py"):
+            where = path.resolve().relative_to(ROOT).as_posix()
+            text = path.read_text()
+            named = {
+                constant.value.partition(".")[0]
+                for constant in ast.walk(ast.parse(text))
+                if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+                if re.fullmatch(r"(dask|distributed)(\.\w+)*", constant.value)
+            }
+            for node in ast.walk(ast.parse(text)):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module or ""]
+                named |= {name.partition(".")[0] for name in names}
+            found = named & {"dask", "distributed"}
+            assert not found or where.startswith(DASK_HOMES), f"{where} imports {found}"
+            if where == DASK_HOMES[1]:
+                assert found == {"dask"}
 
 
 def test_every_public_name_resolves() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from modegap._version import __version__
 
 if TYPE_CHECKING:
-    from modegap._facade import dataset, load, open
+    from modegap._facade import cluster, dataset, load, open
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
     from modegap.analyses.bound import bound
@@ -59,6 +59,7 @@ _HOME = {
     "batches": "modegap.engine.datasets",
     "bound": "modegap.analyses.bound",
     "check_reduction": "modegap.engine.reduction_checks",
+    "cluster": "modegap._facade",
     "dataset": "modegap._facade",
     "distance": "modegap.analyses.distance",
     "extract": "modegap.engine.capture",
@@ -102,6 +103,7 @@ __all__ = [
     "batches",
     "bound",
     "check_reduction",
+    "cluster",
     "dataset",
     "distance",
     "extract",

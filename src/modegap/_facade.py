@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
+    from modegap.engine.cluster import Cluster
     from modegap.engine.datasets import Dataset, Sample
     from modegap.engine.models import LoadedModel
     from modegap.stores import ActivationStore
@@ -96,6 +97,23 @@ def unsifted_dataset(
     if wrong:
         raise ValueError(f"data set lab takes no option {wrong[0]!r}; it takes split, size, seed, limit")
     return limited(LabDataset(**options), limit)
+
+
+def cluster(where: str, folder: str | Path | None = None) -> Cluster:
+    """Workers for `reduce`, `align`, `distance`, `probe` and, by `.replicas`, for replays; a context manager.
+
+    Args:
+        where: `local`, `local:N`, a Dask scheduler's address, or a YAML file (docs/scaling.md).
+        folder: where partial results are kept, on a file system that all workers mount: a run that was cut off goes
+            on from them.
+
+    Raises:
+        ValueError: not one of these.
+        EngineError: Dask is not installed, or nothing answers.
+    """
+    from modegap.engine.cluster import connect
+
+    return connect(where, folder)
 
 
 def open(path: str | Path, mode: Literal["r", "r+"] = "r") -> ActivationStore:

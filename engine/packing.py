@@ -12,7 +12,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,27 @@ class Part:
 
 def _part(header: bytes, arrays: tuple[np.ndarray, ...], rows: int) -> Part:
     return Part(unpack(Packed(header, arrays)), rows)
+
+
+def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any, int]:
+    """What every share of a pass starts from, and the bytes of a share's part.
+
+    A reduction of blocks chooses a shift from the first one. It is chosen here, from the block that one process
+    would take, and `fresh` hands it on.
+
+    Args:
+        reduction: it stays as it was.
+        batches: of the pass, from its first row on; as many are taken as make a block.
+        boundary: rows a block.
+    """
+    pilot, left = reduction.fresh(), boundary
+    for batch in batches:
+        pilot.update(batch)
+        left -= len(batch)
+        if left <= 0:
+            break
+    # A block that is not full settles its shift when it is merged as the end of the rows.
+    return pilot.fresh(), Part(pilot).nbytes
 
 
 def best_pickler() -> type[pickle.Pickler]:

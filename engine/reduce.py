@@ -154,7 +154,7 @@ def _spread(
         result = finalized(workers, stores, points, reduction, **options)
     names = dict.fromkeys(stores)
     hashes = {name: one.content_hash() for name, one in zip(("store", "other"), names, strict=False)}
-    return _certified(result, hashes)
+    return certified(result, hashes)
 
 
 def _run(
@@ -173,12 +173,13 @@ def _run(
     hashes = {name: s.content_hash() for name, s in zip(names, stores, strict=False) if s is not None}
     if saved is not None:
         saved.remove()
-    return cast("R", _certified(result, hashes))
+    return cast("R", certified(result, hashes))
 
 
-def _certified(result: Any, hashes: dict[str, str]) -> Any:
+def certified(result: Any, hashes: dict[str, str]) -> Any:
+    """The result, or the elements of a tuple of results, with the hashes of the stores in its certificate."""
     if isinstance(result, tuple):
-        return tuple(_certified(part, hashes) for part in result)
+        return tuple(certified(part, hashes) for part in result)
     certificate = getattr(result, "certificate", None)
     if certificate is None or not dataclasses.is_dataclass(result) or isinstance(result, type):
         return result

@@ -17,6 +17,7 @@ from .sink import StoreSink
 from .transfer import Shuttle
 
 if TYPE_CHECKING:
+    from modegap.engine.parallel import Ranks
     from modegap.stores import ActivationStore
 
 
@@ -26,6 +27,7 @@ def extract(
     model: LoadedModel | None = None,
     data: Dataset | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> ActivationStore:
     """Captures hidden states and returns the finished store.
 
@@ -45,6 +47,8 @@ def extract(
         model: instead of loading `config.model`.
         data: instead of opening `config.dataset`.
         progress: called with ("tokenise" or "capture", samples done, samples in all).
+        ranks: processes that `engine.parallel.launched` found: the first one makes the store, and each captures
+            a part of the samples and writes chunks of its own; all of them return the finished store.
 
     Raises:
         EngineError: anything wrong with model, data set, hook points or values, or a run that disk or memory
@@ -67,10 +71,14 @@ def extract(
     if config.stream_layers:
         from modegap.engine.layers import extract_by_layer
 
+        if ranks is not None:
+            raise EngineError("stream_layers passes the layers through one device: run it without torchrun")
         return extract_by_layer(config, model=model, data=data, progress=progress)
     job = Job(load_for(config) if model is None else model, data, config, progress)
     path = job.path
-    if path.exists() and not config.resume:
+    if ranks is not None and not ranks.first:
+        ranks.barrier()  # the first one settles batches and plan
+    elif path.exists() and not config.resume:
         raise EngineError(f"{path} exists; choose another store, delete it, or resume it (resume=True)")
     stored = stored_provenance(path) if path.exists() else None
     job.prepare(stored)
@@ -81,16 +89,28 @@ def extract(
     if config.preflight:
         check_capture(job, plan)
     store = ActivationStore.create(path, plan, exist_ok=True)
+    parts = store.parts(1 if ranks is None else ranks.world)
+    if ranks is not None and ranks.first:
+        ranks.barrier()
     job.ledger.attach()
     collector = Collector(rows, half=config.store_dtype == "float16", pool=config.pool)
-    with Capturer(job.loaded, job.points) as capturer, store.writer() as writer:
-        todo = [int(index) for index in writer.todo]
-        before = job.count - len(todo)
-        due = set(todo)
-        batches = [batch for window in job.windows for batch in window.batches if not due.isdisjoint(batch)]
-        job.progress("capture", before, job.count)
-        with StoreSink(writer, todo, collector) as sink:
-            pump = Pump(job, capturer, collector, Shuttle(), sink)
-            pump.run(batches, lambda: job.progress("capture", before + sink.done, job.count))
+    rank = 0 if ranks is None else ranks.rank
+    if rank < len(parts):
+        _capture(job, store, parts[rank], collector)
+    if ranks is not None:
+        ranks.barrier()
     job.progress("capture", job.count, job.count)
     return ActivationStore.open(path)
+
+
+def _capture(job: Job, store: ActivationStore, part: tuple[int, int], collector: Collector) -> None:
+    with Capturer(job.loaded, job.points) as capturer, store.writer(*part) as writer:
+        todo = [int(index) for index in writer.todo]
+        count = writer.stop - writer.first
+        before = count - len(todo)
+        due = set(todo)
+        batches = [batch for window in job.windows for batch in window.batches if not due.isdisjoint(batch)]
+        job.progress("capture", before, count)
+        with StoreSink(writer, todo, collector) as sink:
+            pump = Pump(job, capturer, collector, Shuttle(), sink)
+            pump.run(batches, lambda: job.progress("capture", before + sink.done, count))

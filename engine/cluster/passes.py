@@ -13,7 +13,7 @@ import numpy as np
 
 from modegap.engine.chunks import Selection
 from modegap.engine.errors import EngineError
-from modegap.engine.packing import Part
+from modegap.engine.packing import Part, settled
 from modegap.engine.shards import Shard, digest
 from modegap.engine.stream import Kind, selection_of, stream, stream_pairs
 from modegap.stores import ActivationStore
@@ -152,21 +152,10 @@ class Prepared:
 
 
 def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Prepared, int]:
-    """The start of every leaf, and the bytes of a result.
-
-    A reduction of blocks chooses a shift from the first one: it is chosen here, from the block that one process
-    would take, and `fresh` hands it on.
-    """
-    pilot = given.reduction.fresh()
-    left = boundary
+    """The start of every leaf, and the bytes of a result."""
     with closing(cast("Any", work.batches(start, stop))) as batches:
-        for batch in batches:
-            pilot.update(batch)
-            left -= len(batch)
-            if left <= 0:
-                break
-    # a block that is not full settles its shift when it is merged as the end of the rows
-    return Prepared(work, Part(pilot.fresh())), Part(pilot).nbytes
+        template, size = settled(given.reduction, batches, boundary)
+    return Prepared(work, Part(template)), size
 
 
 def leaf(prepared: tuple[Prepared, int], shard: Shard, digests: tuple[str, ...]) -> Part:

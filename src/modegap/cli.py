@@ -150,7 +150,7 @@ def _plain(args: list[str], hints: Mapping[str, Any]) -> list[str]:
 
 def _guarded(module: Any, configs: Sequence[Any], *, as_json: bool, quiet: bool) -> int:
     """Run a command; a user's mistake becomes one line that names the remedy."""
-    console = Console(quiet=quiet or as_json)
+    console = Console(quiet=quiet or as_json or not _speaks())
     try:
         result = module.run(*configs, console)
     except KeyboardInterrupt:
@@ -164,11 +164,18 @@ def _guarded(module: Any, configs: Sequence[Any], *, as_json: bool, quiet: bool)
             raise
         print(f"modegap: error: {_one_line(error)}", file=sys.stderr)
         return 1
+    if not _speaks():
+        return int(getattr(result, "exit_code", 0))
     if as_json:
         print(json.dumps(result.to_json(), indent=2, allow_nan=False))
     else:
         console.show(result)
     return int(getattr(result, "exit_code", 0))
+
+
+def _speaks() -> bool:
+    """Whether this process prints: of those that torchrun started only the first does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _is_expected(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from .output import Output
 if TYPE_CHECKING:
     from modegap._console import Console
     from modegap.engine.moments import MomentsResult
+    from modegap.engine.parallel import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ CONFIGS = (Config, ClusterOptions)
 def run(config: Config, options: ClusterOptions, console: Console) -> Output:
     """Count, mean and covariance of a hook point's rows, with their certificate."""
     from modegap.engine.moments import Moments, MomentsStore, has_moments
+    from modegap.engine.parallel import launched
     from modegap.engine.reduce import reduce
     from modegap.stores import ActivationStore
 
@@ -54,6 +56,9 @@ def run(config: Config, options: ClusterOptions, console: Console) -> Output:
         return _shown(config, found)
     if options.cluster is not None and config.checkpoint is not None:
         raise ValueError("checkpoint: a cluster keeps partial results in run_folder; drop one of the two")
+    with launched() as ranks:
+        if ranks is not None:
+            return _by_ranks(config, options, ranks, console)
     with workers(options, config.out, console) as cluster, console.progress("covariance") as advance:
         found = reduce(
             ActivationStore.open(config.store),
@@ -67,6 +72,27 @@ def run(config: Config, options: ClusterOptions, console: Console) -> Output:
         )
         shown = _shown(config, found)  # saved before what it was made from is removed
     return shown
+
+
+def _by_ranks(config: Config, options: ClusterOptions, ranks: Ranks, console: Console) -> Output:
+    """A share of the rows in each process of torchrun; the first one saves."""
+    from modegap.engine.moments import Moments
+    from modegap.engine.parallel import reduce
+    from modegap.stores import ActivationStore
+
+    if options.cluster is not None or config.checkpoint is not None:
+        raise ValueError("cluster, checkpoint: under torchrun its processes do the work; drop them")
+    with console.progress("covariance") as advance:
+        found = reduce(
+            ActivationStore.open(config.store),
+            config.point,
+            Moments(mode=config.mode),
+            ranks=ranks,
+            kind=config.rows,
+            device=config.device,
+            progress=advance,
+        )
+    return _shown(config if ranks.first else replace(config, out=None), found)
 
 
 def _shown(config: Config, found: MomentsResult) -> Output:

@@ -1,0 +1,84 @@
+"""Two processes of torchrun on the host (gloo) leave what one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modegap._facade import load, unsifted_dataset
+from modegap.engine.capture import ExtractConfig, extract
+from modegap.engine.moments import Moments
+from modegap.engine.parallel import launched, rank_of_env
+from modegap.engine.reduce import reduce
+from modegap.stores import ActivationStore, verify
+
+ROOT = Path(__file__).resolve().parents[3]
+CHILD = Path(__file__).with_name("torchrun_child.py")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("torchrun")
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+               "--standalone", str(CHILD), str(folder)]  # fmt: skip
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_a_shared_capture_is_the_capture(ran: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = ran
+    points = ("adapter_output", "llm_final")
+    config = ExtractConfig(
+        "lab:aligned", "lab", str(tmp_path / "one.zarr"), points, batch_size=8, chunk_bytes=8192, limit=60
+    )
+    one = extract(config, model=load("lab:aligned"), data=unsifted_dataset("lab"))
+    both = ActivationStore.open(folder / "both.zarr")
+    assert both.n_complete == 60
+    assert verify(both).ok
+    assert both.plan_hash == one.plan_hash
+    assert both.content_hash() == one.content_hash()
+    assert len(both.parts(2)) == 2  # so each process wrote
+
+
+def test_a_shared_covariance_is_the_covariance(ran: tuple[Path, str]) -> None:
+    folder, said = ran
+    store = ActivationStore.open(folder / "both.zarr")
+    one = reduce(store, "adapter_output", Moments())
+    kept = load_file(folder / "cov.safetensors")
+    assert (kept["covariance"] - one.covariance).abs().max() <= 1e-10 * one.covariance.abs().max()
+    assert said.count('"total variance"') == 1, "only the first process prints"
+
+
+def test_every_process_has_the_same_bits(ran: tuple[Path, str]) -> None:
+    folder, _ = ran
+    store = ActivationStore.open(folder / "both.zarr")
+    rows = store.rows("llm_final").n_valid_rows
+    ours, theirs = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
+    facts: list[list[Any]] = json.loads((folder / "rank1.json").read_text())
+    for i, options in enumerate(({}, {}, {"start": 40, "stop": rows - 9, "select": "text"})):
+        one = reduce(store, "llm_final", Moments(block_rows=16), **options)  # type: ignore[arg-type]
+        assert torch.equal(ours[i], theirs[i])
+        assert (ours[i] - one.covariance).abs().max() <= 1e-10 * one.covariance.abs().max()
+        assert facts[i] == [one.count, dict(one.certificate.store_hashes)]
+
+
+def test_a_single_process_is_nobodys_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    with launched() as ranks:
+        assert ranks is None
+    assert rank_of_env() == 0
+    for name, value in {"RANK": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert rank_of_env() == 0  # alone: nothing to share
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert rank_of_env() == 3

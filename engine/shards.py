@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from .chunks import Selection
 
-SHARD_BYTES = 256 << 20
-"""Least bytes of rows a shard: a merge should cost little beside it."""
+_SHARDS = 64
+_LEAST_BYTES, _MOST_BYTES = 16 << 20, 256 << 20
+"""A shard is a 64th of the rows between these, and at least twice its result: a merge should cost little."""
 
 _WINDOW = 1 << 20
 
@@ -45,8 +46,10 @@ def boundary_of(reduction: Any, device: str | None) -> int:
     return 1 if found is None else int(found(device))
 
 
-def shard_rows(row_bytes: int, state_bytes: int, least: int = SHARD_BYTES) -> int:
-    """Rows of a shard: at least `least` bytes, and twice what its result takes."""
+def shard_rows(rows: int, row_bytes: int, state_bytes: int, least: int | None = None) -> int:
+    """Rows of a shard of so many; `least` are bytes instead of a 64th. Never less than twice the result's bytes."""
+    if least is None:
+        least = min(max(rows * row_bytes // _SHARDS, _LEAST_BYTES), _MOST_BYTES)
     return max(1, math.ceil(max(least, 2 * state_bytes) / row_bytes))
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from .reducing import reduce_on
     from .replicas import RemoteReplay, Replicas
     from .session import Cluster, connect, joined
+    from .simulation import ClusterPlan, plan_reduction
     from .spec import ClusterSpec, parse
 
 _HOME = {
     "Cluster": "session",
+    "ClusterPlan": "simulation",
     "ClusterSpec": "spec",
     "RemoteReplay": "replicas",
     "Replicas": "replicas",
@@ -28,12 +30,14 @@ _HOME = {
     "joined": "session",
     "map_tasks": "mapping",
     "parse": "spec",
+    "plan_reduction": "simulation",
     "rayleigh_on": "quotients",
     "reduce_on": "reducing",
 }
 
 __all__ = [
     "Cluster",
+    "ClusterPlan",
     "ClusterSpec",
     "RemoteReplay",
     "Replicas",
@@ -41,6 +45,7 @@ __all__ = [
     "joined",
     "map_tasks",
     "parse",
+    "plan_reduction",
     "rayleigh_on",
     "reduce_on",
 ]

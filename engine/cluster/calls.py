@@ -89,6 +89,7 @@ def facts() -> dict[str, Any]:
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "cpu_seconds": time.process_time(),
         "memory": None if worker is None else worker.memory_manager.memory_limit,
     }
 

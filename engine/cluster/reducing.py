@@ -15,7 +15,7 @@ from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments
 from modegap.engine.packing import Part, best_pickler, pack, save_packed
-from modegap.engine.shards import SHARD_BYTES, Node, Shard, boundary_of, cut, shard_rows, tree
+from modegap.engine.shards import Node, Shard, boundary_of, cut, shard_rows, tree
 from modegap.engine.stream import Kind, Progress, rows_of
 
 from .calls import Kept
@@ -43,7 +43,7 @@ def reduce_on(
     samples: Sequence[int] | np.ndarray | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     **options: Any,
 ) -> Any:
     """The reduction of all rows, not finalized, as `reduce` computes it in one process.
@@ -59,7 +59,7 @@ def reduce_on(
         points: hook point, or two whose rows belong together.
         reduction: as in `reduce`; it stays as it was.
         kind, start, stop, select, samples, device, progress: as in `reduce`.
-        shard_bytes: least bytes of a shard.
+        shard_bytes: least bytes of a shard; a 64th of the rows, 16 to 256 MiB, unless given.
         options: batch_rows, prefetch and readers of `stream`.
 
     Raises:
@@ -123,7 +123,7 @@ class _Job:
     reduction: Any
     start: int
     stop: int
-    shard_bytes: int
+    shard_bytes: int | None
     progress: Progress | None
     row_bytes: int = 0
     shards: list[Shard] = field(default_factory=list)
@@ -145,7 +145,7 @@ class _Job:
         (size,) = self.cluster.run(
             lambda: {"begin": begin, "size": Task(_size, (Ref("begin"),))}, lambda graph: ["size"]
         )
-        target = shard_rows(self.row_bytes, size, self.shard_bytes)
+        target = shard_rows(self.stop - self.start, self.row_bytes, size, self.shard_bytes)
         self.shards = cut(rows[0], self.start, self.stop, target, boundary, self.work.selection() or None)
         if not self.shards:
             return Part(self.reduction.fresh())

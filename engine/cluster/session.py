@@ -24,6 +24,7 @@ from modegap.engine.packing import load_packed
 from .calls import Kept, execute, facts
 from .launch import dask_or_error, launch
 from .spec import ClusterSpec, parse
+from .traffic import socket_bytes
 
 if TYPE_CHECKING:
     from modegap.engine.models import LoadedModel
@@ -134,6 +135,11 @@ class Cluster:
             if isinstance(one, Exception) and not isinstance(one, OSError):
                 raise one
         return {address: one for address, one in said.items() if not isinstance(one, Exception)}
+
+    def traffic(self) -> dict[str, int]:
+        """Bytes `read` and `written` by the scheduler's process since this was first asked."""
+        found: dict[str, int] = self._client.run_on_scheduler(socket_bytes)
+        return found
 
     def ready(self) -> dict[str, dict[str, Any]]:
         """The workers, once there is one, all of this version of modegap.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from modegap.engine.packing import Part, settled
 from modegap.engine.reduce import certified
-from modegap.engine.shards import SHARD_BYTES, Node, boundary_of, cut, shard_rows, tree
+from modegap.engine.shards import Node, boundary_of, cut, shard_rows, tree
 from modegap.engine.stream import Kind, Progress, rows_of, selection_of, stream
 
 from .exchange import broadcast, receive, send
@@ -34,7 +34,7 @@ def reduce(
     stop: int | None = None,
     select: Any = None,
     samples: Any = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> R:
     """`engine.reduce.reduce`, a share of the rows in every process; all of them call it and have its result.
 
@@ -49,7 +49,7 @@ def reduce(
         kind, start, stop, select, samples: as in `engine.reduce.reduce`.
         device: `cuda` takes each process's own GPU.
         progress: called with this process's rows, and its share of them.
-        shard_bytes: least bytes of a shard.
+        shard_bytes: least bytes of a shard, as on a cluster.
 
     Raises:
         As `engine.reduce.reduce`.
@@ -63,7 +63,9 @@ def reduce(
         template, size = settled(reduction, first, boundary)
     row_bytes = rows.shape[1] * rows.dtype.itemsize
     selection = selection_of(select, samples, len(store.samples)) or None
-    shards = cut(rows, start, stop, shard_rows(row_bytes, size, shard_bytes), boundary, selection)
+    shards = cut(
+        rows, start, stop, shard_rows(stop - start, row_bytes, size, shard_bytes), boundary, selection
+    )
     owner = [i * ranks.world // len(shards) for i in range(len(shards))]
     mine = sum(shard.rows for shard, of in zip(shards, owner, strict=True) if of == ranks.rank)
     done = 0

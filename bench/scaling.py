@@ -202,7 +202,7 @@ def worker(address: str) -> Iterator[None]:
 @contextmanager
 def _started(kind: str, *words: str) -> Iterator[None]:
     command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *words]
-    quiet = {"DASK_LOGGING__DISTRIBUTED": "error"}
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
     process = subprocess.Popen(command, env={**_env(), **quiet}, stdout=subprocess.DEVNULL)
     try:
         yield

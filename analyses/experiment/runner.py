@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -84,6 +85,8 @@ def run(
             studies = studies_of(experiment, cells)
             if studies:
                 page = _report(experiment, studies, list(outcomes.values()), provenance, open_data)
+        if workers is not cluster:
+            shutil.rmtree(out / ".cluster", ignore_errors=True)
         return ExperimentResult(experiment.name, tuple(outcomes.values()), page)
 
 

@@ -144,28 +144,24 @@ class Prepared:
     """What every leaf starts from: the pass, and the reduction with what its first block settled."""
 
     work: Pass
-    part: Part
-
-    def __sizeof__(self) -> int:
-        """Of the reduction."""
-        return self.part.nbytes
+    template: Any
 
 
 def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Prepared, int]:
     """The start of every leaf, and the bytes of a result."""
     with closing(cast("Any", work.batches(start, stop))) as batches:
         template, size = settled(given.reduction, batches, boundary)
-    return Prepared(work, Part(template)), size
+    return Prepared(work, template), size
 
 
-def leaf(prepared: tuple[Prepared, int], shard: Shard, digests: tuple[str, ...]) -> Part:
+def leaf(prepared: Part, shard: Shard, digests: tuple[str, ...]) -> Part:
     """A shard's rows through the reduction.
 
     Raises:
         EngineError: the rows are others than those that the client sees.
         StoreError: as `stream`.
     """
-    work = prepared[0].work
+    work: Pass = prepared.reduction.work
     if work.digests(shard.start, shard.stop) != digests:
         for store in work.open():
             store.refresh()
@@ -174,7 +170,7 @@ def leaf(prepared: tuple[Prepared, int], shard: Shard, digests: tuple[str, ...])
                 f"{work.store} holds other rows {shard.start} to {shard.stop} here than on the client: mount the same "
                 "store everywhere"
             )
-    reduction = prepared[0].part.reduction.fresh()
+    reduction = prepared.reduction.template.fresh()
     with closing(cast("Any", work.batches(shard.start, shard.stop))) as batches:
         for batch in batches:
             reduction.update(batch)

@@ -16,6 +16,8 @@ class QuietWorker(SubprocessWorker):
     async def _start(self) -> None:
         options = {"cls": self.worker_class, "opts": {"name": self.name, **self.worker_kwargs}}
         command = [sys.executable, "-m", "dask", "spec", self.scheduler, "--spec", json.dumps(options)]
-        env = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"}
+        quiet = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
         # A Ctrl-C is for this process, which then ends its workers.
-        self.process = await asyncio.create_subprocess_exec(*command, env=env, start_new_session=True)
+        self.process = await asyncio.create_subprocess_exec(
+            *command, env={**os.environ, **quiet}, start_new_session=True
+        )

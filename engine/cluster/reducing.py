@@ -139,12 +139,10 @@ class _Job:
         rows = [rows_of(s, p, self.work.kind)[0] for s, p in zip(self.stores, self.work.points, strict=True)]
         self.row_bytes = sum(one.shape[1] * one.dtype.itemsize for one in rows)
         boundary = boundary_of(self.reduction, self.work.device)
-        begin = Task(
-            prepare, (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary)
-        )
-        (size,) = self.cluster.run(
-            lambda: {"begin": begin, "size": Task(_size, (Ref("begin"),))}, lambda graph: ["size"]
-        )
+        given = (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary)
+        first = Task(prepare, given, what="the first block")
+        ((prepared, size),) = self.cluster.run(lambda: {"begin": first}, lambda graph: ["begin"])
+        begin = Task(_same, (parcel(self.cluster, prepared),))
         target = shard_rows(self.stop - self.start, self.row_bytes, size, self.shard_bytes)
         self.shards = cut(rows[0], self.start, self.stop, target, boundary, self.work.selection() or None)
         if not self.shards:
@@ -238,8 +236,9 @@ class _Job:
             self.progress(self._seen, total, self._seen * self.row_bytes)
 
 
-def _size(prepared: tuple[Any, int]) -> int:
-    return prepared[1]
+def _same(prepared: Part) -> Part:
+    """What every leaf takes: passed on from worker to worker."""
+    return prepared
 
 
 def _ready() -> None:

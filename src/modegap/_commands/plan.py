@@ -85,11 +85,11 @@ def run(config: Config, options: DataOptions, planning: Options, console: Consol
             load=loaded,
             progress=lambda phase, done, total: advance(done, total, label=phase),
         )
-    tables, data = [_bytes(found), _needs(found)], found.to_json()
+    tables, said = [_bytes(found), _needs(found)], found.to_json()
     if planning.cluster is not None or planning.cluster_workers is not None:
-        table, data["cluster"] = _on_cluster(found, planning)
+        table, said["cluster"] = _on_cluster(found, planning)
         tables.append(table)
-    return Output(tables, data, exit_code=0 if found.fits else 1)
+    return Output(tables, said, exit_code=0 if found.fits else 1)
 
 
 def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str, Any]]:

@@ -52,7 +52,10 @@ def run(config: Config, options: ClusterOptions, console: Console) -> Experiment
             print(text, end="")
         return Output([], {"yaml": text})
     experiment = load_experiment(config.file, **({"out": config.out} if config.out else {}))
-    with workers(options, None, console) as cluster, console.progress("run", unit="steps") as advance:
+    with (
+        workers(options, f"{experiment.out}/cluster", console) as cluster,
+        console.progress("run", unit="steps") as advance,
+    ):
         return run_experiment(
             experiment,
             load=load,

@@ -12,6 +12,8 @@ import pytest
 
 import modegap as mg
 from modegap._commands.clustering import load_model_of
+from modegap._facade import unsifted_dataset
+from modegap.analyses.experiment import run
 from modegap.analyses.saved import load_result
 from modegap.cli import main
 from modegap.engine.cluster import Cluster
@@ -127,11 +129,7 @@ def test_a_model_that_cannot_be_loaded_names_the_worker(cluster: Cluster, lab: P
 
 def test_commands_take_a_cluster(lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command with `--cluster` writes what it writes without; partial results are gone."""
-    modal, modes = (str(lab / name) for name in ("modal.zarr", "modes.safetensors"))
-    commands = [
-        ["cov", modal, "adapter_output"],
-        ["gradproj", "lab:aligned", modal, modes, "--n-samples", "8"],
-    ]
+    commands = [["cov", str(lab / "modal.zarr"), "adapter_output"]]
     for arguments in commands:
         said = []
         for extra in ([], ["--cluster", "local:1"]):
@@ -143,6 +141,37 @@ def test_commands_take_a_cluster(lab: Path, tmp_path: Path, capsys: pytest.Captu
             said[-1].pop("out", None)
         close(said[1], said[0])
     assert not list(tmp_path.glob("*.run"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_experiment(cluster: Cluster, tmp_path: Path) -> None:
+    """Captured here, analysed here and then by workers: the same results."""
+    analyses = {
+        "align": {"interval": None},
+        "probe": {"labels": ["color"], "seeds": [0]},
+        "gradproj": {"n_samples": 6},
+        "ablate": {"subsets": ["top*2"], "n_samples": 6},
+    }
+    given = {
+        "models": {"aligned": {"model": "lab:aligned", "text": "text"}, "text": {"model": "lab:text"}},
+        "datasets": {"lab": {"dataset": "lab", "options": {"size": 60}}},
+        "points": ["adapter_output"],
+        "text_points": ["text_embedding"],
+        "analyses": analyses,
+        "out": str(tmp_path / "out"),
+    }
+    file = tmp_path / "small.yaml"
+    file.write_text(json.dumps(given))
+    options: dict[str, Any] = {"load": mg.load, "open_data": unsifted_dataset, "report": False}
+    run(file, **options)
+    names = ("modes-adapter_output.safetensors", "probes.json", "gradproj.json", "ablation.json")
+    made = [tmp_path / "out" / "aligned" / name for name in names]
+    one = [load_result(path).to_json() for path in made]
+    for path in made:
+        path.unlink()
+    again = run(file, cluster=cluster, **options)
+    assert [cell.outcome for cell in again.cells] == ["skipped", "skipped", "done", "done", "done", "done"]
+    close([load_result(path).to_json() for path in made], one)
 
 
 def test_bad_clusters_are_bad_usage(lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

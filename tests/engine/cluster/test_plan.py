@@ -78,9 +78,8 @@ def test_the_plan_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     plan = plan_reduction(
         rows, 64, workers=2, shards=shards, part_bytes=size, block_rows=32, chunk_bytes=16384
     )
-    tasks = {name for graph in graphs for name in graph}
-    assert len(tasks) == plan.tasks
-    assert shards > 20
+    assert sum(map(len, graphs)) == plan.tasks
+    assert shards > 5
     assert plan.part_bytes == pytest.approx(plan_reduction(rows, 64, workers=2).part_bytes, rel=0.2)
     assert 0.4 * plan.scheduler_bytes < traffic < 1.6 * plan.scheduler_bytes
     assert traffic < shards * size  # partial results do not pass the scheduler

@@ -104,7 +104,7 @@ def plan_reduction(
     if rows < 1 or workers < 1 or (shards is not None and shards < 1):
         raise ValueError(f"got {rows} rows, {workers} workers, {shards} shards; expected at least 1 of each")
     row_bytes = width * itemsize
-    part = int(8.2 * width * width) if part_bytes is None else part_bytes
+    part = covariance_part(width) if part_bytes is None else part_bytes
     if shards is None:
         step = -(-shard_rows(rows, row_bytes, part, shard_bytes) // block_rows) * block_rows
         shards = -(-rows // step)
@@ -131,6 +131,11 @@ def plan_reduction(
         worker_limit=needed_limit(need + beside),
         seconds=run.seconds,
     )
+
+
+def covariance_part(width: int) -> int:
+    """Bytes of a partial covariance: the fp64 square, the audit's, sums, shift and magnitudes."""
+    return 8 * width * width + 8 * min(width, 64) ** 2 + 40 * width + 2048
 
 
 @dataclass(slots=True)

@@ -48,10 +48,13 @@ class DataSpec:
     Attributes:
         dataset: as every command takes it: a name, folder, table, hf:org/name, `lab`.
         options: root, split, limit, labels, media, text, size, seed, as that kind of data set takes them.
+        analyses: options of analyses on this data set, over those of the experiment; null leaves one out here, and one
+            that the experiment does not list runs here only.
     """
 
     dataset: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    analyses: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Experiment:
         points: hook points captured of the studied models.
         text_points: hook points captured of the text models.
         capture: options of `extract` (rows, batch_size, ...).
-        analyses: name of an analysis to its options, or to a list of them where it runs several times.
+        analyses: name of an analysis to its options; align (at several hook points) and probe (with several poolings)
+            also take a list of them.
         title: heading of the report.
         about: prose on what is studied.
         out: folder of stores, results and report.
@@ -94,6 +98,15 @@ class Experiment:
                 raise ValueError(f"models.{name}.text: {spec.text} is itself studied against a text model")
         if not any(spec.text for spec in self.models.values()):
             raise ValueError("models: none has a `text`, the model that reads the texts; name it")
+
+    def analyses_of(self, data: str) -> dict[str, Any]:
+        """Name of every analysis on a data set to its options there."""
+        own = self.datasets[data].analyses
+        found = {
+            kind: _over(given, own[kind]) if kind in own else given for kind, given in self.analyses.items()
+        }
+        found |= {kind: given for kind, given in own.items() if kind not in found}
+        return {kind: given for kind, given in found.items() if kind not in own or own[kind] is not None}
 
     def studied(self) -> dict[str, ModelSpec]:
         """The models with a text law."""
@@ -184,6 +197,13 @@ def options_of(kind: type[Any], given: Any, where: str) -> Any:
         ValueError: as for every section of the file.
     """
     return _build(kind, {} if given is None else given, where)
+
+
+def _over(base: Any, own: Any) -> Any:
+    """The options of a data set over those of the experiment, in each of several sets of them."""
+    if isinstance(base, list | tuple):
+        return [_over(one, own) for one in base] if isinstance(own, Mapping) else own
+    return {**(base or {}), **own} if isinstance(own, Mapping) else own
 
 
 def _known(where: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ class CellOutcome:
         cell: `<data set>/<model>/<what>`.
         outcome: `done`, `skipped` (done before), `failed`, `blocked` (reads one that failed); `to do` in a dry run.
         seconds: what it took.
-        message: why it failed or is blocked.
+        message: why it failed or is blocked, or a remark.
         file: what it wrote, relative to the experiment's folder.
     """
 

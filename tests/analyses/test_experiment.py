@@ -176,8 +176,13 @@ def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, 
         ({"probe": {"label": []}}, "analyses.probe: unknown key 'label'"),
         ({"probe": {"C": -1}}, "analyses.probe: C: got -1"),
         ({"ablate": {}}, "analyses.ablate reads align"),
-        ({"probe": [{}, {}]}, "expected one set of options"),
-        ({"align": [{}, {}]}, "names a hook point twice"),
+        ({"distance": [{}, {}]}, "expected one set of options"),
+        (
+            {"align": [{}, {}]},
+            "analyses.align: point adapter_output, adapter_output: one of them stands twice",
+        ),
+        ({"probe": [{"pool": "all"}, {"pool": "all"}]}, "analyses.probe: pool all, all"),
+        ({"probe": ["all"]}, "analyses.probe: got 'all', expected settings by name"),
     ],
 )
 def test_mistakes_in_the_analyses_name_the_place(tmp_path: Path, analyses: Any, message: str) -> None:

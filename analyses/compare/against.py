@@ -99,29 +99,33 @@ class PublishedResult(NotebookRepr):
         columns = (
             "study",
             "quantity",
-            "where",
-            Column("published", format=".4g"),
-            Column("± published", format=".2g"),
             "of",
+            "hook point",
+            Column("published", format=".4g"),
+            Column("±", format=".2g"),
             Column("ours", format=".4g"),
             Column("low", format=".4g"),
             Column("high", format=".4g"),
-            "law",
             "verdict",
+            "our law",
+            "± is",
+            "printed in",
         )
         rows = [
             (
                 row.study,
-                row.quantity,
-                row.published.table,
+                _TITLES[row.published.group] or row.published.name,
+                row.published.name if _TITLES[row.published.group] else None,
+                row.published.point or None,
                 row.published.value,
                 row.published.half,
-                row.published.basis,
                 row.found.value,
                 row.found.low,
                 row.found.high,
-                "paper" if row.published_law else "default",
                 f"{_MARKS[row.verdict]} {row.verdict}",
+                "paper" if row.published_law else "default",
+                row.published.basis,
+                row.published.table,
             )
             for row in self.rows
         ]
@@ -182,11 +186,11 @@ class PublishedResult(NotebookRepr):
         dots = base.mark_point(filled=True, size=60, opacity=0.8).encode(
             x=alt.X("drawn:Q", **x),
             y=alt.Y("group:N", sort=groups, title=None, axis=alt.Axis(labelLimit=240, grid=True)),
-            color=alt.Color(
-                "verdict:N", scale=alt.Scale(domain=["differs", "agrees"]), legend=alt.Legend(title=None)
-            ),
+            color=alt.Color("verdict:N", scale=alt.Scale(domain=["differs", "agrees"]), title=None),
             shape=alt.Shape(
-                "verdict:N", scale=alt.Scale(domain=["differs", "agrees"], range=["diamond", "circle"])
+                "verdict:N",
+                scale=alt.Scale(domain=["differs", "agrees"], range=["diamond", "circle"]),
+                title=None,
             ),
             tooltip=[
                 alt.Tooltip("study:N"),

@@ -106,8 +106,8 @@ class EncoderResult(NotebookRepr):
 
     def number_table(self) -> Table:
         """One row a quantity, one column a model."""
-        names = list(dict.fromkeys(number.name for _, numbers in self.numbers for number in numbers))
-        known = {(model, number.name): number for model, numbers in self.numbers for number in numbers}
+        names = list(dict.fromkeys(number.title for _, numbers in self.numbers for number in numbers))
+        known = {(model, number.title): number for model, numbers in self.numbers for number in numbers}
         rows = [
             (
                 name,
@@ -143,7 +143,7 @@ class EncoderResult(NotebookRepr):
         y = alt.Y("label:N", sort=labels, title=None)
         offset = alt.YOffset("model:N", sort=list(self.models))
         color = alt.Color("model:N", scale=alt.Scale(domain=list(self.models)), title=None)
-        axis = alt.Axis(grid=True)
+        axis = alt.Axis(grid=True, tickCount=6)
         x: dict[str, Any] = {"title": "accuracy retained in the decoder, %", "axis": axis,
                              "scale": alt.Scale(zero=False)}  # fmt: skip
         tooltip = [

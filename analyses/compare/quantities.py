@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from modegap.analyses.study import Study
 
 TOP = 10
+_TITLES = {
+    ("ablation", "ms"): "loss without MS modes, %",
+    ("ablation", "ta"): "loss without TA modes, %",
+    ("ablation", "random"): "loss without random modes, %",
+    ("alignment", "first ρ"): "ρ of the first mode",
+    ("alignment", "MS variance"): "MS variance, %",
+    ("sensitivity", "W1"): "W1 in the decoder",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,12 @@ class Number:
     found: Estimate
     published_law: bool
     format: str = ".3g"
+
+    @property
+    def title(self) -> str:
+        """The quantity in words."""
+        known = f"loss after {self.name} swapped, %" if self.group == "swap" else self.name
+        return _TITLES.get((self.group, self.name), known)
 
     def show(self) -> str:
         """`value [low, high]`."""

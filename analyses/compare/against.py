@@ -98,6 +98,7 @@ class PublishedResult(NotebookRepr):
         """One row a number."""
         columns = (
             "study",
+            "verdict",
             "quantity",
             "of",
             "hook point",
@@ -106,7 +107,6 @@ class PublishedResult(NotebookRepr):
             Column("ours", format=".4g"),
             Column("low", format=".4g"),
             Column("high", format=".4g"),
-            "verdict",
             "our law",
             "± is",
             "printed in",
@@ -114,6 +114,7 @@ class PublishedResult(NotebookRepr):
         rows = [
             (
                 row.study,
+                f"{_MARKS[row.verdict]} {row.verdict}",
                 _TITLES[row.published.group] or row.published.name,
                 row.published.name if _TITLES[row.published.group] else None,
                 row.published.point or None,
@@ -122,7 +123,6 @@ class PublishedResult(NotebookRepr):
                 row.found.value,
                 row.found.low,
                 row.found.high,
-                f"{_MARKS[row.verdict]} {row.verdict}",
                 "paper" if row.published_law else "default",
                 row.published.basis,
                 row.published.table,

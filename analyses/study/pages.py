@@ -93,8 +93,13 @@ def _models(studies: Sequence[Study], *, told: bool) -> Iterator[Section]:
             for _, items in present(topic, [study])
         ]
         if parts:
-            said = "" if told else "\n\n".join(findings([study]))
-            yield Section(study.name, anchor, said, parts=parts)
+            lead = f"**{study.name}**: "
+            said = [] if told else [_sentence(text.removeprefix(lead)) for text in findings([study])]
+            yield Section(study.name, anchor, "\n\n".join(said), parts=parts)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _published(studies: Sequence[Study]) -> Section | None:

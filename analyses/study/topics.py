@@ -47,19 +47,27 @@ class Topic:
 
 def stacked(title: str, tables: Sequence[tuple[str, Table]]) -> Table:
     """Tables under each other, with the model's name in front; a column that one of them lacks stays empty there."""
-    columns = {column.name: column for _, table in tables for column in table.headers}
+    keyed = [(name, table, _keys(table)) for name, table in tables]
+    columns = {
+        key: column for _, table, keys in keyed for key, column in zip(keys, table.headers, strict=True)
+    }
     rows: list[list[Any]] = []
-    for name, table in tables:
-        places = [column.name for column in table.headers]
+    for name, table, keys in keyed:
         for row in table.rows:
-            known = dict(zip(places, row, strict=True))
-            rows.append([name, *(known.get(column) for column in columns)])
+            known = dict(zip(keys, row, strict=True))
+            rows.append([name, *(known.get(key) for key in columns)])
     return Table(
         title,
         ["model", *columns.values()],
         rows,
         ("conditions and warnings stand with each model's results",),
     )
+
+
+def _keys(table: Table) -> list[tuple[str, int]]:
+    """What tells the columns of a table apart: several may be called `low`."""
+    titles = [column.title for column in table.headers]
+    return [(title, titles[:k].count(title)) for k, title in enumerate(titles)]
 
 
 def one(field: str, what: str, name: str = "") -> Callable[[Study], Made]:

@@ -16,7 +16,7 @@ from modegap.analyses.experiment import (
     run,
     studies_of,
 )
-from modegap.analyses.result import jsonable
+from modegap.analyses.result import NotebookRepr, jsonable
 from modegap.analyses.study import Study
 from modegap.analyses.table import Column, Table
 from modegap.engine.datasets import limited
@@ -28,7 +28,7 @@ Step = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DemoResult:
+class DemoResult(NotebookRepr):
     """What the demo made: the studies of both variants, and where the report is."""
 
     report: Path

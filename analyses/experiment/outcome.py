@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modegap.analyses.result import jsonable
+from modegap.analyses.result import NotebookRepr, jsonable
 from modegap.analyses.table import Column, Table
 
 
@@ -30,7 +30,7 @@ class CellOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class ExperimentResult:
+class ExperimentResult(NotebookRepr):
     """All cells of a run, and where the report is.
 
     Attributes:

@@ -22,7 +22,7 @@ from .config import ProbeConfig
 from .fit import CellFit, Labelled, fit_point
 from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
-from .pooled import Pool, complete_samples, has_pool, pooled_rows, stored_pool
+from .pooled import Pool, check_pool, complete_samples, has_pool, pooled_rows, stored_pool
 from .splits import Codes
 
 LEXICAL = "lexical"
@@ -182,11 +182,7 @@ def _points(store: ActivationStore, wanted: Sequence[str] | None, pool: Pool) ->
     for name in wanted or ():
         if name not in store.points:
             raise StoreError(unknown_name("hook point", name, store.points))
-        if name not in pooled and pool == "stored":
-            raise StoreError(
-                f"{name} has token rows only, probes take pooled rows: extract with rows=pooled or rows=both, or give "
-                "pool=all"
-            )
+        check_pool(store, name, pool)
     if not (wanted or pooled):
         raise StoreError(
             f"no hook point of this store has pooled rows (pool={pool}): extract with rows=pooled or rows=both"

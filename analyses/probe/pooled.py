@@ -38,6 +38,21 @@ def complete_samples(store: ActivationStore, point: str, pool: Pool) -> int:
     return int((np.cumsum(lengths) <= rows.n_valid_rows).sum())
 
 
+def check_pool(store: ActivationStore, point: str, pool: Pool) -> None:
+    """Raises StoreError where rows of this pooling are not there; the message says how to have them."""
+    if has_pool(store, point, pool):
+        return
+    if pool == "stored":
+        raise StoreError(
+            f"{point} has token rows only, probes take pooled rows: extract with rows=pooled or rows=both, or give "
+            "pool=all"
+        )
+    raise StoreError(
+        f"the pooled rows of {point} are means over {stored_pool(store)} tokens and there are no token rows to "
+        f"take others from: extract with rows=both, or with pool={pool}"
+    )
+
+
 def pooled_rows(store: ActivationStore, point: str, count: int, pool: Pool) -> NDArray[np.float32]:
     """One row a sample, [count, d], of the first `count` samples: stored, or a masked mean in fp64.
 
@@ -45,17 +60,12 @@ def pooled_rows(store: ActivationStore, point: str, count: int, pool: Pool) -> N
     and the mean over the media tokens follows from the token rows, with no second capture.
 
     Raises:
-        StoreError: such rows are not there (the message says how to extract them), or a sample has no media tokens.
+        StoreError: such rows are not there (the message says how to have them), or a sample has no media tokens.
     """
-    info = store.points[point]
-    if not has_pool(store, point, pool):
-        raise StoreError(
-            f"the pooled rows of {point} are means over {stored_pool(store)} tokens and there are no token rows to "
-            f"take others from: extract with rows=both, or with pool={pool}"
-        )
+    check_pool(store, point, pool)
     if _as_stored(store, point, pool):
         rows: NDArray[np.float32] = store.rows(point, "pooled").read(
-            0, count, np.empty((count, info.width), np.float32)
+            0, count, np.empty((count, store.points[point].width), np.float32)
         )
         return rows
     return _means(store, point, count, _MEDIA if pool == "modality" else None)

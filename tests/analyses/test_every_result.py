@@ -90,7 +90,7 @@ def test_latex_prints_all_its_tables(name: str) -> None:
         assert len(rows) == len(table.rows)
         assert all(row.replace(r"\&", "").count("&") == len(table.headers) - 1 for row in rows)
         assert ("resizebox" in latex) == (len(table.headers) > 8)
-        assert "?" not in "".join(table.to_csv().split()) or "?" in latex
+        assert "?" not in latex  # what a character without a command would become
 
 
 @pytest.mark.parametrize("name", SAVED)

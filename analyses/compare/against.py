@@ -107,6 +107,7 @@ class PublishedResult(NotebookRepr):
             Column("ours", format=".4g"),
             Column("low", format=".4g"),
             Column("high", format=".4g"),
+            Column("allowed", format=".2g"),
             "our law",
             "± is",
             "printed in",
@@ -123,6 +124,7 @@ class PublishedResult(NotebookRepr):
                 row.found.value,
                 row.found.low,
                 row.found.high,
+                allowance(row.found, row.published),
                 "paper" if row.published_law else "default",
                 row.published.basis,
                 row.published.table,
@@ -137,8 +139,9 @@ class PublishedResult(NotebookRepr):
         departing = sum(row.verdict == "differs" and not row.published_law for row in self.rows)
         notes = [
             f"published: {source()}",
-            "agrees: the difference is within our interval and the published one in quadrature. The published one is "
-            "the 95 % interval over five seeds (seeds), what the authors' check of a repeated run allows (tolerance; "
+            "agrees: the difference is within what our interval and the published one allow in quadrature (allowed: a "
+            "wide one makes agreement easy). The published interval is that of 95 % over five seeds (seeds), what the "
+            "authors' check of a repeated run allows (tolerance; "
             f"{tolerances()}), or half a unit of the last digit (digits); without an interval on our side a number "
             "with digits alone is not judged",
             "intervals of one number at a time: of many that agree in truth, about one in twenty differs",

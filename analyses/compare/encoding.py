@@ -99,7 +99,7 @@ class EncoderResult(NotebookRepr):
             f"to: {100 * self.level:g} % intervals over seeds",
             f"difference: accuracy at {self.points[-1]} less that of {self.models[0]}, on {splits}",
             f"the models are compared with the same texts under the same text model (store {self.text[:17]}); their "
-            "own decoders may have been tuned differently",
+            "own decoders may be others, or tuned differently",
             *dict.fromkeys(f"{e.model}, {e.label}: {e.message}" for e in self.entries if e.message),
         ]
         return Table("Models under one text law", columns, rows, notes)

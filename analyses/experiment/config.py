@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +186,53 @@ def _build(kind: type[Any], given: Any, where: str) -> Any:
         empty = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if empty and name not in given:
             raise ValueError(f"{where}: {name} is missing")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     try:
-        return kind(**values)
+        return kind(**_typed(kind, given, where))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        said = str(error)
+        raise ValueError(said if said.startswith(where) else f"{where}: {said}") from error
+
+
+def _typed(kind: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as the dataclass' annotations want them, lists as tuples.
+
+    Raises:
+        ValueError: a value of another type; names the place.
+    """
+    from jsonargparse import ArgumentError
+
+    parsed: dict[str, Any] = {}
+    for key, value in given.items():
+        if _is_built(value):
+            parsed[key] = value
+            continue
+        try:
+            found = _parser(kind, key).parse_object({key: value})[key]
+        except ArgumentError as error:
+            hint = re.sub(r"<class '([^']+)'>|(?:collections\.abc|typing)\.", r"\1", str(_hints(kind)[key]))
+            raise ValueError(f"{where}.{key}: got {value!r}, expected {hint}") from error
+        parsed[key] = tuple(found) if isinstance(found, list) else found
+    return parsed
+
+
+@cache
+def _parser(kind: Any, key: str) -> Any:
+    """What brings a value into the type of a field, as the command line does."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=_hints(kind)[key])
+    return parser
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a value is a mapping of sections that were checked by themselves."""
+    return isinstance(value, Mapping) and any(dataclasses.is_dataclass(one) for one in value.values())
 
 
 def options_of(kind: type[Any], given: Any, where: str) -> Any:

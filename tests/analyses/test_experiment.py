@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,10 @@ def test_a_ledger_line_after_a_torn_one_is_kept(tmp_path: Path) -> None:
         ({"models": {}}, "must list at least one"),
         ({"models": {"../a": {"model": "x", "text": "t"}, "t": {"model": "y"}}}, "names a folder"),
         ({"datasets": {"d": {}}}, "datasets.d: dataset is missing"),
+        ({"points": "adapter_output"}, "x.yaml.points: got 'adapter_output', expected Sequence[str]"),
+        ({"analyses": ["align"]}, "x.yaml.analyses: got ['align'], expected Mapping[str, Any]"),
+        ({"models": {"a": {"model": 3}}}, "models.a.model: got 3, expected str"),
+        ({"datasets": {"d": {"dataset": "lab", "options": "small"}}}, "datasets.d.options: got 'small'"),
         ({"datasets": {"d": {"dataset": "lab", "analysis": {}}}}, "did you mean 'analyses'"),
     ],
 )
@@ -267,6 +272,12 @@ def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, 
         ({"prob": {}}, "analyses: no 'prob'; did you mean 'probe'"),
         ({"probe": {"label": []}}, "analyses.probe: unknown key 'label'"),
         ({"probe": {"C": -1}}, "analyses.probe: C: got -1"),
+        ({"probe": {"seeds": 3}}, "analyses.probe.seeds: got 3, expected Sequence[int]"),
+        (
+            {"probe": {"labels": "digit"}},
+            "analyses.probe.labels: got 'digit', expected Sequence[str] | None",
+        ),
+        ({"probe": {"law": "papr"}}, "analyses.probe.law: got 'papr', expected Literal['default', 'paper']"),
         ({"ablate": {}}, "analyses.ablate reads align"),
         ({"distance": [{}, {}]}, "expected one set of options"),
         (
@@ -288,8 +299,14 @@ def test_shipped_experiments_have_a_plan() -> None:
     counts = {name: len(cells_of(load_experiment(name))) for name in shipped()}
     paper = cells_of(load_experiment("paper"))
     assert counts["lab"] == 1 + 2 * 7
-    # 4 texts (one decoder a data set) and 9 pairs of 1 capture and 11 analyses
-    assert counts["paper"] == 4 + 9 * 12
+    kinds = Counter(cell.kind for cell in paper)
+    # 9 pairs of a model and a data set, and 4 texts: one decoder a data set
+    assert kinds == {
+        **dict.fromkeys(("distance", "pertype", "lipschitz", "gradproj", "ablate", "gmi", "bound"), 9),
+        **{"capture": 9 + 4, "align": 3 * 9, "probe": 2 * 9, "swap": 4},
+    }
+    media = next(cell for cell in paper if cell.name == "cremad/ultravox/probe-modality")
+    assert (media.config.pool, media.config.labels) == ("modality", ("emotion", "speaker", "lexical"))
     assert len({cell.file for cell in paper}) == len(paper)
     seen: set[str] = set()
     for cell in paper:

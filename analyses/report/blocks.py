@@ -21,7 +21,7 @@ from .text import cell, is_number, slug
 
 @dataclass(frozen=True, slots=True)
 class FigureBlock:
-    """A numbered chart or gallery; `downloads` are (label, file name, data URI)."""
+    """A numbered chart or gallery; `downloads` are (label, file name, data URI), `height` is in pixels."""
 
     number: int
     name: str
@@ -29,6 +29,7 @@ class FigureBlock:
     caption: str
     alt: str
     svg: str = ""
+    height: int = 0
     spec: str = ""
     tiles: Sequence[tuple[Any, str]] = ()
     downloads: Sequence[tuple[str, str, str]] = ()
@@ -127,6 +128,7 @@ class Builder:
             caption=item.caption,
             alt=alt,
             svg=drawing.svg,
+            height=_height(drawing.svg),
             spec=json_for_script(drawing.spec),
             downloads=self._save(name, drawing),
         )
@@ -224,6 +226,12 @@ def _take_title(spec: dict[str, Any]) -> str:
 def _tied(text: str) -> str:
     """Keeps `[low, high]` on one line."""
     return re.sub(r"\[([^][]{1,24}), ([^][]{1,24})\]", "[\\1,\N{NO-BREAK SPACE}\\2]", text)
+
+
+def _height(svg: str) -> int:
+    """Room that a drawing will take, so that the page does not move when it is drawn."""
+    found = re.search(r'<svg[^>]*? height="(\d+)', svg)
+    return int(found[1]) if found else 0
 
 
 def _numeric(values: Sequence[Any]) -> bool:

@@ -92,6 +92,7 @@
         frame += Math.ceil(excess / (fitted.columns || (fitted.hconcat || [0]).length)) + 2;
       }
       box.dataset.state = "drawn";
+      box.style.minHeight = "";
       for (const node of document.querySelectorAll(`.live:has([data-chart="${name}"])`)) node.hidden = false;
     } catch (error) {
       console.error(`figure ${name}: ${error}`);
@@ -121,9 +122,16 @@
 
   const boxes = [...document.querySelectorAll(".chart[data-chart]")];
   let width = 0;
+  let turn = 0;
+  // One after the other, so that a page of many figures can be read and scrolled meanwhile.
   async function drawAll() {
+    const mine = ++turn;
     width = document.documentElement.clientWidth;
-    await Promise.all(boxes.map(draw));
+    for (const box of boxes) {
+      await draw(box);
+      await new Promise((resume) => { setTimeout(resume); });
+      if (mine !== turn) return; // the room has changed: the newer call draws them all
+    }
     document.documentElement.dataset.charts = "ready";
   }
   let timer;

@@ -17,6 +17,7 @@ reports, what the client is told; 4,300 to 5,500 measured."""
 WORKER_BYTES = 3_000
 """Bytes a worker and second of heartbeats, read and written; 1,000 to 2,500 measured."""
 
+_RATE, _READ_RATE = 0.06e9, 1.0e9
 _MERGE_RATE = 1.0e9  # bytes a second of fp64 sums, reading and writing included
 
 
@@ -79,7 +80,7 @@ def plan_reduction(
     part_bytes: int | None = None,
     block_rows: int = 2048,
     chunk_bytes: int = 16 << 20,
-    rate: float = 0.1e9,
+    rate: float | None = None,
 ) -> ClusterPlan:
     """The plan of a covariance (or of another reduction, by the bytes of its part) over the rows of a point.
 
@@ -96,7 +97,8 @@ def plan_reduction(
         part_bytes: of a partial result; a covariance's unless given.
         block_rows: rows of the reduction's block.
         chunk_bytes: of the store's chunks.
-        rate: bytes of rows a second and worker: 0.1 GB/s is a covariance at width 4096 on one core.
+        rate: bytes of rows a second and worker; None takes a covariance's on one core with AVX-512, 0.06 GB/s at
+            width 4096 (half of two threads' 27.6 s over 3.2 GB) and less at larger widths.
 
     Raises:
         ValueError: no rows, or no worker.
@@ -108,6 +110,8 @@ def plan_reduction(
     if shards is None:
         step = -(-shard_rows(rows, row_bytes, part, shard_bytes) // block_rows) * block_rows
         shards = -(-rows // step)
+    if rate is None:
+        rate = min(_RATE * 4096 / width, _READ_RATE)
     leaf_seconds = rows * row_bytes / shards / rate
     run = _walk(shards, workers, leaf_seconds, 3 * part / _MERGE_RATE)
     need = max(leaf_bytes(part, 2 * block_rows * row_bytes, chunk_bytes), merge_bytes(part))

@@ -125,8 +125,8 @@ def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str,
     columns: list[Column | str] = ["point", Column("shards"), Column("tasks"), "read", "scheduler", "between workers",
                                    "run folder", "memory a worker", "time"]  # fmt: skip
     notes = [
-        f"the covariance of each point on {workers} workers of one thread, by a walk through its tasks; time at 0.1 GB "
-        "of rows a second and worker (width 4096 on one core), start-up not counted"
+        f"the covariance of each point on {workers} workers of one thread, by a walk through its tasks; time at "
+        "0.06 GB of rows a second and worker for width 4096, start-up not counted"
     ]
     return Table("cluster", columns, rows_shown, notes), {name: p.to_json() for name, p in plans.items()}
 

@@ -19,7 +19,7 @@ from modegap.engine.reduce import reduce
 
 
 def test_a_thousand_shards_on_sixty_four_workers() -> None:
-    plan = plan_reduction(1000 * 32768, 4096, workers=64, shards=1000)
+    plan = plan_reduction(1000 * 32768, 4096, workers=64, shards=1000, rate=0.1e9)
     assert plan.tasks == 2 * 1000 - 1 + 2
     assert plan.depth == 10
     assert plan.read_bytes == 1000 * 32768 * 4096 * 2
@@ -34,7 +34,7 @@ def test_a_thousand_shards_on_sixty_four_workers() -> None:
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 1), (1, 9), (7, 3), (64, 1), (5, 64)])
 def test_every_shape_ends(shards: int, workers: int) -> None:
-    plan = plan_reduction(shards * 100, 16, workers=workers, shards=shards)
+    plan = plan_reduction(shards * 100, 16, workers=workers, shards=shards, rate=0.1e9)
     assert plan.tasks == 2 * shards + 1
     assert plan.moved_bytes <= 2 * (shards - 1) * plan.part_bytes
     assert plan.moved_bytes == 0 or workers > 1

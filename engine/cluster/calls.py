@@ -16,7 +16,11 @@ from modegap.engine.errors import EngineError
 from modegap.engine.packing import best_pickler, load_packed, save_packed
 from modegap.stores.errors import StoreError
 
+from .launch import dask_or_error
+from .memory import fits
+
 _LATE_SECONDS = 20.0
+_BACK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ def execute(fn: Callable[..., Any], path: str | None, need: int, *args: Any) -> 
     """
     if path is not None and Path(path).exists():
         return Kept(path)
+    _elsewhere_if_small(need)
     try:
         with _room(need):
             result = fn(*(_read(arg) if isinstance(arg, Kept) else arg for arg in args))
@@ -95,10 +100,8 @@ def facts() -> dict[str, Any]:
 
 
 def _worker() -> Any:
-    from distributed import get_worker
-
     try:
-        return get_worker()
+        return dask_or_error().get_worker()
     except ValueError:  # called elsewhere, by a test
         return None
 
@@ -124,6 +127,15 @@ class _Gate:
 
 
 _GATE = _Gate()
+
+
+def _elsewhere_if_small(need: int) -> None:
+    """Hand the task back where this worker's memory cannot hold it; the client has seen one that can."""
+    worker = _worker()
+    limit = None if worker is None else worker.memory_manager.memory_limit
+    if limit and need and not fits(need, limit):
+        time.sleep(_BACK_SECONDS)  # meanwhile the others are free, and this one is not
+        raise dask_or_error().Reschedule()
 
 
 def _room(need: int) -> Any:

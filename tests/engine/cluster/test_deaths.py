@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import torch
 from cluster_material import SlowMoments, importable, make_store
 
 from modegap.engine.cluster import Cluster, connect, reduce_on
+from modegap.engine.cluster.calls import worker_name
 from modegap.engine.cluster.session import Task
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments, MomentsResult
@@ -109,7 +111,9 @@ def test_a_killed_worker_costs_only_its_task(tmp_path: Path) -> None:
 
 def test_a_task_that_kills_its_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
+    import distributed  # its defaults are in the configuration before one is changed and put back
 
+    assert distributed
     monkeypatch.setattr("modegap.engine.cluster.session._TRIES", 1)
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}), connect("local:1") as cluster:
         cluster.ready()
@@ -170,6 +174,26 @@ def test_a_scheduler_that_comes_back(store: ActivationStore, tmp_path: Path) -> 
     assert found[0].count == rows
     resumed = seen[seen.index(before) + 1]
     assert resumed >= rows // 4, "what was done before the scheduler went away was done again"
+
+
+def test_workers_need_not_be_alike(tmp_path: Path) -> None:
+    """A task that a small worker cannot hold goes to a large one."""
+    file = tmp_path / "scheduler.json"
+    with started(
+        "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)
+    ):
+        while not (file.exists() and file.read_text().endswith("}")):
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        common = ("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit")
+        with started(*common, "600MB"), started(*common, "8GB"), connect(address) as cluster:
+            while len(cluster.workers()) < 2:
+                time.sleep(0.1)
+            limits = {name: one["memory_limit"] for name, one in cluster.workers().items()}
+            (large,) = (name for name, limit in limits.items() if limit > 10**9)
+            tasks = {f"t{i}": Task(worker_name, (), need=2 * 10**9) for i in range(4)}
+            ran = cluster.run(lambda: tasks, list)
+    assert {name.partition(" ")[0] for name in ran} == {large}
 
 
 def test_nobody_answers() -> None:

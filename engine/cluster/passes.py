@@ -149,7 +149,8 @@ class Prepared:
 
 def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Prepared, int]:
     """The start of every leaf, and the bytes of a result."""
-    with closing(cast("Any", work.batches(start, stop))) as batches:
+    begin = stop if work.selection() else min(stop, start + boundary)
+    with closing(cast("Any", work.batches(start, begin))) as batches:
         template, size = settled(given.reduction, batches, boundary)
     return Prepared(work, template), size
 

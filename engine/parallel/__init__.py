@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 -m modegap cov store.zarr adapter_output --device cuda
 
 Captures are merged by the store: every process writes chunks of its own. Reductions are merged by
-torch.distributed, along the same tree as on a cluster, and every process has the result.
+torch.distributed, two and two, and every process has the result.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from modegap.engine.packing import Part, settled
 from modegap.engine.reduce import certified
-from modegap.engine.shards import Node, boundary_of, cut, shard_rows, tree
+from modegap.engine.shards import Node, boundary_of, cut, tree
 from modegap.engine.stream import Kind, Progress, rows_of, selection_of, stream
 
 from .exchange import broadcast, receive, send
@@ -34,12 +34,12 @@ def reduce(
     stop: int | None = None,
     select: Any = None,
     samples: Any = None,
-    shard_bytes: int | None = None,
 ) -> R:
     """`engine.reduce.reduce`, a share of the rows in every process; all of them call it and have its result.
 
-    A process takes a run of shards; parts are merged along the tree that a cluster uses, those of two processes
-    by sending one to the other. The bits do not depend on the number of processes.
+    A process takes a run of the rows, cut where the reduction's blocks are and with the shift that one process would
+    choose; the parts are merged two and two, by sending one of them. All have the same bits, which differ from those
+    of another number of processes by the rounding of fp64 sums.
 
     Args:
         store: the store, opened in each process.
@@ -48,8 +48,7 @@ def reduce(
         ranks: from `launched`.
         kind, start, stop, select, samples: as in `engine.reduce.reduce`.
         device: `cuda` takes each process's own GPU.
-        progress: called with this process's rows, and its share of them.
-        shard_bytes: least bytes of a shard, as on a cluster.
+        progress: as there, of this process's rows.
 
     Raises:
         As `engine.reduce.reduce`.
@@ -58,41 +57,35 @@ def reduce(
     stop = rows.n_valid_rows if stop is None else stop
     place = ranks.device(device)
     options: dict[str, Any] = {"kind": kind, "device": place, "select": select, "samples": samples}
-    boundary = boundary_of(reduction, place)
-    with closing(cast("Any", stream(store, point, start=start, stop=stop, **options))) as first:
-        template, size = settled(reduction, first, boundary)
-    row_bytes = rows.shape[1] * rows.dtype.itemsize
     selection = selection_of(select, samples, len(store.samples)) or None
-    shards = cut(
-        rows, start, stop, shard_rows(stop - start, row_bytes, size, shard_bytes), boundary, selection
-    )
-    owner = [i * ranks.world // len(shards) for i in range(len(shards))]
-    mine = sum(shard.rows for shard, of in zip(shards, owner, strict=True) if of == ranks.rank)
-    done = 0
+    boundary = boundary_of(reduction, place)
+    begin = stop if selection else min(stop, start + boundary)
+    with closing(cast("Any", stream(store, point, start=start, stop=begin, **options))) as first:
+        template, _ = settled(reduction, first, boundary)
+    wanted = stop - start
+    if selection:
+        wanted = sum(shard.rows for shard in cut(rows, start, stop, wanted, boundary, selection))
+    shards = cut(rows, start, stop, max(1, -(-wanted // ranks.world)), boundary, selection)
     parts: dict[Node, Part] = {}
+    if ranks.rank < len(shards):
+        shard = shards[ranks.rank]
+        one = template.fresh()
+        options["progress"] = progress
+        with closing(
+            cast("Any", stream(store, point, start=shard.start, stop=shard.stop, **options))
+        ) as batches:
+            for batch in batches:
+                one.update(batch)
+        parts[Node(ranks.rank, ranks.rank + 1)] = Part(one, shard.rows)
+    # The process of a node is that of its first leaf.
     for node in tree(len(shards)):
         if not node.children:
-            if owner[node.first] != ranks.rank:
-                continue
-            shard = shards[node.first]
-            one = template.fresh()
-            with closing(
-                cast("Any", stream(store, point, start=shard.start, stop=shard.stop, **options))
-            ) as batches:
-                for batch in batches:
-                    one.update(batch)
-            parts[node] = Part(one, shard.rows)
-            done += shard.rows
-            if progress is not None:
-                progress(done, mine, done * row_bytes)
             continue
         left, right = node.children
-        here, there = owner[left.first], owner[right.first]
-        if ranks.rank == here:
-            other = parts.pop(right) if here == there else receive(there, ranks)
-            parts[node] = parts.pop(left).merged(other)
-        elif ranks.rank == there:
-            send(parts.pop(right), here, ranks)
+        if ranks.rank == left.first:
+            parts[node] = parts.pop(left).merged(receive(right.first, ranks))
+        elif ranks.rank == right.first:
+            send(parts.pop(right), left.first, ranks)
     if shards:
         template = broadcast(parts.get(Node(0, len(shards))), 0, ranks).reduction
     result = template.finalize()

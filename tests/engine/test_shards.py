@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,7 @@ def test_shards_cover_the_rows_and_begin_on_blocks(
             wanted = wanted[wanted % 3 == 0]
         assert [shard.index for shard in shards] == list(range(len(shards)))
         assert sum(shard.rows for shard in shards) == len(wanted)
-        for before, after in zip(shards, shards[1:], strict=False):
+        for before, after in pairwise(shards):
             assert before.stop == after.start
             assert before.rows % boundary == 0
             assert before.rows >= min(target, boundary)

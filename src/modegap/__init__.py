@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from modegap.analyses.gmi import gmi
     from modegap.analyses.gradproj import gradients, gradproj
     from modegap.analyses.lipschitz import lipschitz
+    from modegap.analyses.lora import lora
     from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
@@ -68,6 +69,7 @@ _HOME = {
     "gradproj": "modegap.analyses.gradproj",
     "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
+    "lora": "modegap.analyses.lora",
     "open": "modegap._facade",
     "pertype": "modegap.analyses.pertype",
     "probe": "modegap.analyses.probe",
@@ -111,6 +113,7 @@ __all__ = [
     "gradproj",
     "lipschitz",
     "load",
+    "lora",
     "open",
     "pertype",
     "probe",

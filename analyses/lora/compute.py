@@ -197,7 +197,7 @@ class _Intervention:
             self.loaded,
             source,
             path,
-            task.points,
+            self._points(name),
             rows=rows,
             pool=provenance.get("pool", "all"),
             dtype=self.store.points[source.point].dtype,
@@ -206,6 +206,10 @@ class _Intervention:
             provenance={**said, "replayed_from": source.content_hash, "adapter": weights},
             progress=partial(self.progress, f"capture: {name}"),
         )
+
+    def _points(self, name: str) -> tuple[str, ...]:
+        """Hook points of a decoder; the adapter's rows, the same under every one, with the base only."""
+        return self.task.points if name == BASE else self.task.points[1:]
 
     def _measure(
         self,
@@ -221,11 +225,11 @@ class _Intervention:
             asked.append(ask(self.loaded, choice, config))
             self.progress(f"choices: {name}", number + 1, len(choices))
         written = write(self.loaded, choices[0], config) if config.generate else None
-        # the adapter's rows are the same under every decoder
-        points = self.task.points if name == BASE else self.task.points[1:]
         probes = probe(
             captured,
-            config=ProbeConfig(points=points, group=config.group, level=config.level, calibration=0),
+            config=ProbeConfig(
+                points=self._points(name), group=config.group, level=config.level, calibration=0
+            ),
             progress=partial(self.progress, f"probes: {name}"),
         )
         sensitivity = gmi_of_texts = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,7 +142,9 @@ def fresh(loaded: LoadedModel, spec: LoraSpec, *, seed: int) -> Iterator[Adapter
     )
     with _put_back(loaded.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield from _while_in(get_peft_model(_module(loaded), config))
+        with _quiet():
+            model = get_peft_model(_module(loaded), config)
+        yield from _while_in(model)
 
 
 @contextmanager
@@ -157,11 +160,20 @@ def adapted(loaded: LoadedModel, folder: str | Path) -> Iterator[Adapter]:
         raise EngineError(f"{folder} holds no peft adapter (no adapter_config.json)")
     with _put_back(loaded.model):
         try:
-            model = PeftModel.from_pretrained(_module(loaded), str(folder))
+            with _quiet():
+                model = PeftModel.from_pretrained(_module(loaded), str(folder))
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise EngineError(f"the adapter in {folder} does not fit {loaded.name}: {reason}") from error
         yield from _while_in(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft reads attributes of transformers models that transformers says will be renamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _module(loaded: LoadedModel) -> Any:

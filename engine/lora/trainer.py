@@ -239,16 +239,19 @@ def training_mode(loaded: LoadedModel, adapter: Adapter, config: TrainConfig) ->
 @contextmanager
 def _checkpointing(name: str, decoder: Any) -> Iterator[None]:
     """transformers' gradient checkpointing in the decoder, not re-entrant: the other kind drops hooks' gradients."""
-    begin = getattr(decoder, "gradient_checkpointing_enable", None)
+    kind = (
+        "activation" if hasattr(decoder, "activation_checkpointing_enable") else "gradient"
+    )  # its name in v6
+    begin = getattr(decoder, f"{kind}_checkpointing_enable", None)
     if begin is None or not getattr(decoder, "supports_gradient_checkpointing", False):
         raise EngineError(
             f"the decoder of {name} knows no gradient checkpointing; train with checkpointing=False"
         )
-    begin(gradient_checkpointing_kwargs={"use_reentrant": False})
+    begin({"use_reentrant": False})
     try:
         yield
     finally:
-        decoder.gradient_checkpointing_disable()
+        getattr(decoder, f"{kind}_checkpointing_disable")()
 
 
 def _autocast(loaded: LoadedModel, *, enabled: bool) -> torch.autocast:

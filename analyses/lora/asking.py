@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from modegap.analyses.gmi.compute import accessible
 from modegap.analyses.gmi.config import GmiConfig
-from modegap.analyses.gmi.information import Information, probe_information
+from modegap.analyses.gmi.information import Information, split_information
 from modegap.analyses.gmi.scores import label_contributions
 from modegap.analyses.lipschitz.diameter import mean_rows
-from modegap.analyses.probe.labels import LabelProblem, categories, check_groups, usable
+from modegap.analyses.probe.labels import LabelProblem, categories, usable
 from modegap.analyses.replayed.intervals import mean_interval
 from modegap.engine.errors import EngineError
 from modegap.engine.replay import Replay, ReplaySource, cross_scores, greedy, open_source
@@ -23,7 +23,7 @@ from modegap.engine.replay.items import Layout
 
 from .config import LoraConfig
 from .outcome import Asked, Written
-from .task import Task, answered
+from .task import Task
 
 if TYPE_CHECKING:
     from modegap.engine.models import LoadedModel
@@ -60,20 +60,29 @@ class Choice:
 
 
 def choices_of(
-    loaded: LoadedModel, held_out: ActivationStore, task: Task, config: LoraConfig
+    loaded: LoadedModel, store: ActivationStore, held_out: ActivationStore, task: Task, config: LoraConfig
 ) -> tuple[list[Choice], dict[str, str]]:
-    """The labels that can be asked for on the held-out samples, and why the others cannot."""
+    """The labels that can be asked for on the held-out samples, and why the others cannot.
+
+    The probe that bounds I(Z;S) is fitted to the adapter's rows of the samples that the decoder is trained on: what
+    the decoder may use of the label, the probe may.
+    """
     found, refused = [], {}
     for label in task.labels:
         try:
-            found.append(_choice(loaded, held_out, label, task, config))
+            found.append(_choice(loaded, store, held_out, label, task, config))
         except (LabelProblem, EngineError) as problem:
             refused[label] = str(problem)
     return found, refused
 
 
 def _choice(
-    loaded: LoadedModel, held_out: ActivationStore, label: str, task: Task, config: LoraConfig
+    loaded: LoadedModel,
+    store: ActivationStore,
+    held_out: ActivationStore,
+    label: str,
+    task: Task,
+    config: LoraConfig,
 ) -> Choice:
     values = held_out.labels[label].values
     all_names = task.choices if label == task.label else categories(values).names
@@ -81,16 +90,52 @@ def _choice(
     source = open_source(loaded, held_out, target_label=label, prompt=question)
     classes = categories(source.labels[label])
     keep, codes, notes = usable(classes, 1 / _FOLDS)
-    groups = None
-    if config.group is not None and config.group != label:
-        groups = categories(source.labels[config.group]).codes[keep]
-        check_groups(codes, groups, 1 / _FOLDS)
     names = tuple(classes.names[code] for code in np.unique(classes.codes[keep]))
     source = source.subset(keep.tolist(), "its class is too small")
-    x = mean_rows(held_out, source.point, [item.index for item in source.items])
-    known = probe_information(x, codes, folds=_FOLDS, C=1.0, seed=config.seed, groups=groups)
+    known = _known(store, held_out, source, label, names, codes, task, config)
     answers = answers_of(loaded, [config.say(name) for name in names], task.end)
     return Choice(label, question, names, codes, answers, source, known, notes)
+
+
+def _known(
+    store: ActivationStore,
+    held_out: ActivationStore,
+    source: ReplaySource,
+    label: str,
+    names: Sequence[str],
+    codes: Int,
+    task: Task,
+    config: LoraConfig,
+) -> Information:
+    """What a probe fitted to the training and validation samples knows of the held-out ones."""
+    number = {name: code for code, name in enumerate(names)}
+    at = {name: index for index, name in enumerate(store.samples)}
+    column = store.labels[label].values
+    seen = [at[name] for name in (*task.split.train, *task.split.validation)]
+    seen = [index for index in seen if str(column[index]) in number]
+    fitted = np.array([number[str(column[index])] for index in seen], dtype=np.int64)
+    if len(np.unique(fitted)) < 2 or np.bincount(fitted).min() < 2:
+        raise LabelProblem("fewer than two classes with two samples each among those trained on")
+    x = np.concatenate(
+        [
+            mean_rows(store, source.point, seen),
+            mean_rows(held_out, source.point, [item.index for item in source.items]),
+        ]
+    )
+    groups = None
+    if config.group is not None and config.group != label:
+        inside = categories(store.labels[config.group].values).codes[seen]
+        groups = np.concatenate([inside, np.full(len(codes), -1)])
+    return split_information(
+        x,
+        np.concatenate([fitted, codes]),
+        np.arange(len(seen)),
+        np.arange(len(seen), len(x)),
+        folds=_FOLDS,
+        C=1.0,
+        seed=config.seed,
+        groups=groups,
+    )
 
 
 def answers_of(loaded: LoadedModel, texts: Sequence[str], end: int | None) -> list[Int]:
@@ -173,9 +218,3 @@ def first_choice(text: str, *forms: Sequence[str]) -> int:
         if best is not None:
             return best[2]
     return -1
-
-
-def with_answers(loaded: LoadedModel, choice: Choice, task: Task, config: LoraConfig) -> ReplaySource:
-    """The choice's samples with their right answers."""
-    texts = [config.say(choice.names[code]) for code in choice.codes]
-    return replace(choice.source, items=answered(loaded, choice.source, texts, task.end).items)

@@ -98,7 +98,7 @@ class _Intervention:
         test = task.numbers(task.split.test)
         source = task.prompts.subset(test, "it is not held out")
         self.held_out = self._capture(self.out / "held_out.zarr", source, BASE)
-        choices, refused = choices_of(self.loaded, self.held_out, task, config)
+        choices, refused = choices_of(self.loaded, self.store, self.held_out, task, config)
         if task.label in refused:
             raise ValueError(f"label {task.label!r} cannot be tested: {refused[task.label]}")
         arms = [self._measure(BASE, None, None, self.held_out, choices)]

@@ -31,7 +31,7 @@ def samples(family: str, count: int) -> list[Sample]:
         media: Any
         if family == "llava":
             pixels = rng.integers(0, 60, size=(16, 16, 3), dtype=np.uint8)
-            pixels[..., 0 if kind else 2] += 180
+            pixels[..., 2 if kind else 0] += 180
             media = Image.fromarray(pixels)
         else:
             time = np.arange(3200 + 1600 * (i % 4)) / 16000

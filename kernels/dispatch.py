@@ -64,6 +64,10 @@ def register(op: str, name: str, *, supports: Supports) -> Callable[[F], F]:
     """
 
     def wrap(call: F) -> F:
+        if call.__module__.startswith("kernels."):
+            # a checkout's root is on sys.path and somebody asked for the package "kernels" (transformers does,
+            # for one from the Hub): that second copy of these files must not take over from the first
+            return call
         entries = [e for e in _registry.get(op, []) if e.name != name]
         entries.append(_Entry(name, call, supports))
         entries.sort(key=lambda e: ORDER.index(e.name) if e.name in ORDER else -1)

@@ -16,6 +16,7 @@ from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, unreadable
 from .handles import Handle, opened, size_of
 from .remote import Place, RemotePath
+from .shardindex import ShardIndexes
 from .zarrjson import BLOSC, ArraySpec
 
 _MISSING = 2**64 - 1
@@ -100,11 +101,12 @@ def read_block(
     content: memoryview,
     record: CommitRecord | None,
     threads: int = 1,
+    indexes: ShardIndexes | None = None,
 ) -> str | None:
     """Fill `content` with a block's rows, padding included; return None if it is intact, else what is wrong.
 
     Its bytes must match the checksum behind them in the file, and its rows, where there is one, the commit
-    record. `threads` share the work on uncompressed rows.
+    record. `threads` share the work on uncompressed rows. Indexes of shards are taken from `indexes`, if given.
     """
 
     def read(handle: Handle) -> str | None:
@@ -122,10 +124,13 @@ def read_block(
         size = handle.size() if record is None or not isinstance(file, RemotePath) else record.bytes
         if expected is not None and not spec.inner_rows and size != expected:
             return _missized(size, expected)
-        place = _place(handle, spec, block, size)
+        place = _place(handle, spec, block, size, indexes)
         return place if isinstance(place, str) else _read_rows(handle, spec, *place, content, threads)
 
-    return _said(file, read)
+    wrong = _said(file, read)
+    if wrong is not None and indexes is not None and indexes.forget(block // spec.parts):
+        wrong = _said(file, read)
+    return wrong
 
 
 def _said(file: Place | str, read: Callable[[Handle], str | None]) -> str | None:
@@ -159,16 +164,29 @@ def _read_alone(handle: Handle, content: memoryview, expected: int, threads: int
     return found if behind == trailer(found) else "its content does not match the checksum stored with it"
 
 
-def _place(handle: Handle, spec: ArraySpec, block: int, size: int) -> tuple[int, int] | str:
+def _place(
+    handle: Handle, spec: ArraySpec, block: int, size: int, indexes: ShardIndexes | None = None
+) -> tuple[int, int] | str:
     """Return offset and size (checksum included) of a block in its file of `size` bytes, or what is wrong."""
     if not spec.inner_rows:
         return 0, size
+    shard, at = divmod(block, spec.parts)
     length = spec.parts * _ENTRY
-    index = handle.read_range(max(size - length - TRAILER, 0), length + TRAILER)
-    if len(index) != length + TRAILER or trailer(crc32c(index[:length])) != index[length:]:
+
+    def read() -> bytes | None:
+        index = handle.read_range(max(size - length - TRAILER, 0), length + TRAILER)
+        whole = len(index) == length + TRAILER and trailer(crc32c(index[:length])) == index[length:]
+        return index[:length] if whole else None
+
+    def keep(index: bytes) -> bool:
+        # "absent" is believed of the file only: no checksum would contradict an index that has become wrong
+        start, stop = spec.rows_of(shard)
+        return _MISSING not in np.frombuffer(index, "<u8")[: 2 * -(-(stop - start) // spec.block_rows)]
+
+    index = read() if indexes is None else indexes.get(shard, read, keep)
+    if index is None:
         return "the index of its shard does not match the checksum stored with it"
-    at = block % spec.parts * 2
-    offset, nbytes = np.frombuffer(index[:length], "<u8")[at : at + 2].tolist()
+    offset, nbytes = np.frombuffer(index, "<u8")[2 * at : 2 * at + 2].tolist()
     if (offset, nbytes) == (_MISSING, _MISSING):
         return 0, 0
     if offset + nbytes > size - length - TRAILER or nbytes < TRAILER:
@@ -205,11 +223,22 @@ def _read_rows(
     return found
 
 
-def read_part(file: Place | str, spec: ArraySpec, block: int, first: int, content: memoryview) -> str | None:
-    """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them."""
+def read_part(
+    file: Place | str,
+    spec: ArraySpec,
+    block: int,
+    first: int,
+    content: memoryview,
+    indexes: ShardIndexes | None = None,
+) -> str | None:
+    """Fill `content` with an uncompressed block's rows from its row `first` on, without checking them.
+
+    Indexes of shards are taken from `indexes`, if given: with one that `repair` has replaced meanwhile, a
+    shard keeps its layout, as its blocks are uncompressed.
+    """
 
     def read(handle: Handle) -> str | None:
-        place = _place(handle, spec, block, handle.size() if spec.inner_rows else 1)
+        place = _place(handle, spec, block, handle.size() if spec.inner_rows else 1, indexes)
         if isinstance(place, str):
             return place
         if place[1] == 0:

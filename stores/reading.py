@@ -16,6 +16,7 @@ from .errors import DamagedChunkError, NotCommittedError
 from .layout import StoredArray, check_there
 from .ranges import Ranges
 from .remote import Place, RemotePath
+from .shardindex import ShardIndexes
 
 
 class ChunkedArray:
@@ -31,6 +32,7 @@ class ChunkedArray:
         self.spec, self._array, self._root = array.spec, array, root
         self._log, self._ranges, self._ids = log, ranges, ids
         self._last = threading.local()
+        self._indexes = ShardIndexes() if array.spec.inner_rows else None
         self._prefix = None if isinstance(root, RemotePath) else f"{root / array.spec.path / 'c'}{os.sep}"
         self._suffix = f"{os.sep}0" * (len(array.spec.shape) - 1)
         self._ahead = (
@@ -94,7 +96,9 @@ class ChunkedArray:
         if self._ahead is not None:
             reason = self._ahead.read(block, bytes_of(out))
         else:
-            reason = read_block(self._file(chunk), self.spec, block, bytes_of(out), record, threads)
+            reason = read_block(
+                self._file(chunk), self.spec, block, bytes_of(out), record, threads, self._indexes
+            )
         if reason is not None:
             check_there(self._root)
             start, stop = self.spec.rows_of_block(block)
@@ -107,7 +111,7 @@ class ChunkedArray:
 
     def _fetch(self, block: int, content: memoryview) -> str | None:
         file = self.spec.chunk_file(self._root, block // self.spec.parts)
-        return read_block(file, self.spec, block, content, self.record(block))
+        return read_block(file, self.spec, block, content, self.record(block), 1, self._indexes)
 
     def _exists(self, block: int) -> bool:
         return block < self.spec.n_blocks and bool(self._log.committed[block // self.spec.parts])
@@ -145,7 +149,7 @@ class ChunkedArray:
     def _load_part(self, block: int, first: int, out: np.ndarray) -> None:
         """Fill `out` with some rows of a block from its row `first` on, without checking them."""
         file = self._file(block // self.spec.parts)
-        reason = read_part(file, self.spec, block, first, bytes_of(out))
+        reason = read_part(file, self.spec, block, first, bytes_of(out), self._indexes)
         if reason is not None:
             start = block * self.spec.block_rows + first
             raise DamagedChunkError(

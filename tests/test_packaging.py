@@ -56,6 +56,15 @@ def test_import_is_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_second_copy_of_the_kernels_takes_nothing_over() -> None:
+    """transformers imports a package called `kernels` where there is one, as in a checkout's root."""
+    code = (
+        "import modegap.kernels.dispatch as d, modegap.kernels; before = {k: list(v) for k, v in d._registry.items()}; "
+        "import kernels; assert kernels.ablate is not modegap.kernels.ablate; assert d._registry == before and before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     out = tmp_path_factory.mktemp("dist")

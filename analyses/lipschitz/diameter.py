@@ -44,7 +44,7 @@ class Diameter:
 
 
 def diameter(
-    rows: NDArray[np.float32], *, pairs: int = 10_000, seed: int = 42, paper: bool = False
+    rows: NDArray[np.floating], *, pairs: int = 10_000, seed: int = 42, paper: bool = False
 ) -> Diameter:
     """The extent of rows [n, d].
 

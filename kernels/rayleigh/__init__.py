@@ -23,7 +23,7 @@ def rayleigh(U: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
         fp64 [K] on U's device.
 
     The product runs in fp64 on every device, by the library: on a GPU its GEMM is within its goal at d = 4096.
-    Flops: 2 d^2 K. Memory beyond the arguments: d x 512 fp64 (host: 512 x 512 a thread).
+    Flops: 2 d^2 K. Memory beyond the arguments: d x 512 fp64 (host: 1024 x d, and fp64 copies of narrower arguments).
 
     Raises:
         ValueError: shapes, dtypes or devices do not agree.

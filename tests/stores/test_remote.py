@@ -138,6 +138,34 @@ def test_damage_and_what_is_missing(url: str, tmp_path: Path) -> None:
         ActivationStore.open(f"{url}/none.zarr")
 
 
+def test_the_index_of_a_shard_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = make_store(tmp_path / "s.zarr", small_plan(profile="sharded"))
+    fsspec.filesystem("memory").put(str(local.path), "/indexed/s.zarr", recursive=True)
+    store = ActivationStore.open("memory://indexed/s.zarr")
+    rows, wanted = store.rows("llm_final"), local.rows("llm_final")
+    asked: list[tuple[str, int]] = []
+    read_range = RemotePath.read_range
+    monkeypatch.setattr(
+        RemotePath,
+        "read_range",
+        lambda self, *at: asked.append((self.inside, at[0])) or read_range(self, *at),
+    )
+    for chunk in range(rows.n_chunks):
+        assert rows.chunk(chunk)[1].tobytes() == wanted.chunk(chunk)[1].tobytes()
+    indexes = [file for file, _ in asked if "llm_final" in file]
+    assert len(indexes) == len(set(indexes)) < rows.n_chunks
+    # another shard in its place: found by its checksums, through its own index
+    file = "/indexed/s.zarr/points/llm_final/rows/c/0/0"
+    system = fsspec.filesystem("memory")
+    content = bytearray(system.cat_file(file))
+    system.pipe_file(file, bytes(content[::-1]))
+    with pytest.raises(DamagedChunkError, match="index of its shard"):
+        rows.chunk(0)
+    system.pipe_file(file, bytes(content))
+    assert rows.chunk(0)[1].tobytes() == wanted.chunk(0)[1].tobytes()
+    system.rm("/indexed", recursive=True)
+
+
 def test_a_place_without_exclusive_creation_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,15 +61,15 @@ def train(
     Raises:
         EngineError: the checkpoint is of another run, the loss is not finite, or a sample does not fit into memory.
     """
-    run = _Run(loaded, adapter, source, members, validation, config, checkpoint, facts or {}, progress)
+    run = Run(loaded, adapter, source, members, validation, config, checkpoint, facts or {}, progress)
     devices = list(range(torch.cuda.device_count())) if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         return run()
 
 
-class _Run:
-    """The steps of `train`."""
+class Run:
+    """The steps of `train`, which says what the arguments are; a benchmark times `step`."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class _Run:
         facts: Mapping[str, Any],
         progress: Progress | None,
     ) -> None:
+        """Reads and computes nothing yet."""
         self.loaded, self.adapter, self.source, self.config = loaded, adapter, source, config
         self.members, self.validation = list(members), list(validation)
         self.checkpoint, self.progress = checkpoint, progress or (lambda done, total: None)
@@ -102,6 +103,7 @@ class _Run:
         self.half = autocasts(loaded, config)
 
     def __call__(self) -> Training:
+        """All steps that are left."""
         found = load_state(self.checkpoint, self.facts, self.adapter, self.optimiser)
         if found is not None:
             self.position, self.best = found
@@ -140,6 +142,17 @@ class _Run:
 
     def step(self, members: Sequence[int]) -> float:
         """One optimiser step; the sum of the samples' losses before it."""
+        loss = self.accumulate(members)
+        if not math.isfinite(loss):
+            raise EngineError(
+                f"the loss is not finite at step {self.position.steps + 1}; lower lr, or use another precision"
+            )
+        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        self.optimiser.step()
+        return loss
+
+    def accumulate(self, members: Sequence[int]) -> float:
+        """Leaves the gradient of the samples' mean loss in the weights' `grad`; the sum of their losses."""
         for weight in self.weights:
             weight.grad = None
         loss = 0.0
@@ -153,12 +166,6 @@ class _Run:
                 for weight, gradient in zip(self.weights, gradients, strict=True):
                     weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         self.position.limit = self._backoff.limit or self.position.limit
-        if not math.isfinite(loss):
-            raise EngineError(
-                f"the loss is not finite at step {self.position.steps + 1}; lower lr, or use another precision"
-            )
-        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
-        self.optimiser.step()
         return loss
 
     @torch.enable_grad()

@@ -118,14 +118,14 @@ def test_what_does_not_fit_runs_in_parts(case: Any, tmp_path: Path, monkeypatch:
             packed[-1] += 1
             return pack(self, number)
 
-    run = trainer_module._Run._gradients
+    run = trainer_module.Run._gradients
 
     def counted(self: Any, part: Any, count: int) -> Any:
         packed.append(0)
         return run(self, part, count)
 
     monkeypatch.setattr(trainer_module, "Replay", Counting)
-    monkeypatch.setattr(trainer_module._Run, "_gradients", counted)
+    monkeypatch.setattr(trainer_module.Run, "_gradients", counted)
     monkeypatch.setattr(trainer_module.torch.autograd, "grad", small_only)
     state, found = trained(case, tmp_path / "b")
     assert found.retried == 2  # 8, then 4

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -17,6 +19,19 @@ from .prompts import modality_of_processor, style_of
 
 PADDING, TEXT, IMAGE, AUDIO = 0, 1, 2, 3
 MEDIA_ID = {"text": TEXT, "image": IMAGE, "audio": AUDIO}
+
+_turns: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def turn(tokenizer: Any) -> threading.RLock:
+    """The lock under which a tokenizer is called.
+
+    Padding is a setting of the tokenizer, written before each call that differs from the last: two threads at
+    once get each other's, or the error "Already borrowed".
+    """
+    with _turns_lock:
+        return _turns.setdefault(tokenizer, threading.RLock())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +127,8 @@ class Collator:
         pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         self.pad_id = int(next(token for token in pads if token is not None))
         self.side: str = getattr(self.tokenizer, "padding_side", "right")
-        probe = self.tokenizer("a", return_special_tokens_mask=True)
+        with turn(self.tokenizer):
+            probe = self.tokenizer("a", return_special_tokens_mask=True)
         marks = list(probe["special_tokens_mask"])
         leading = next((i for i, mark in enumerate(marks) if not mark), 0)
         self._prefix: list[int] = list(probe["input_ids"][:leading])
@@ -211,8 +227,13 @@ class Collator:
         """Token ids in front of a text sample's own: special tokens, then the prompt."""
         return self._prefix + (self._plain(prompt) if prompt else [])
 
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text, with the special tokens around it or without any."""
+        with turn(self.tokenizer):
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encode(text, special=False)
 
     def _answer(self, sample: Sample) -> list[int]:
         chat = self.style is not None and self.style.wrap == "chat"
@@ -245,7 +266,8 @@ class Collator:
         if self._prefix and all(prompt.startswith(str(self.tokenizer.bos_token)) for prompt in prompts):
             media["add_special_tokens"] = False  # chat templates write the first token themselves
         try:
-            made = self._process(prompts, media)
+            with turn(self.tokenizer):
+                made = self._process(prompts, media)
         except (ValueError, TypeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EngineError(

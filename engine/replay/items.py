@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modegap.engine.datasets.base import Sample
 from modegap.engine.errors import EngineError
-from modegap.engine.models.collate import Collator
+from modegap.engine.models.collate import Collator, turn
 
 Int = NDArray[np.int64]
 
@@ -100,10 +100,11 @@ class Layout:
             )
         expand = getattr(collator.processor, "expanded_ids", None)  # modegap's own processors
         if expand is not None:
-            ids = expand(text, count)
+            with turn(collator.tokenizer):
+                ids = expand(text, count)
         else:
             whole = style.placeholder.join([parts[0], *[""] * (count - 1), parts[1]])
-            ids = collator.tokenizer(whole)["input_ids"]
+            ids = collator.encode(whole, special=True)
         tokens = np.asarray(ids, dtype=np.int64)
         slot = np.flatnonzero(tokens == collator.media_token)
         if len(slot) != count:

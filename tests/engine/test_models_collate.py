@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,3 +180,28 @@ def test_wrap_takes_a_processors_own_output() -> None:
         loaded.collator.wrap(dict(tensors), ["p"])
     with pytest.raises(EngineError, match="without input_ids"):
         loaded.collator.wrap({"pixel_values": tensors["pixel_values"]}, ["p", "q"])
+
+
+def test_threads_take_turns_at_the_tokenizer() -> None:
+    """Padding is a setting of the tokenizer: without turns a call gets another thread's, or an error."""
+    loaded = tiny.llava("left")
+    collator, samples = loaded.collator, tiny.image_samples(3)
+    lengths = [collator.text_length(sample) for sample in samples]
+    expected = loaded.collate(samples).tensors["input_ids"]
+    stop = threading.Event()
+
+    def measure() -> int:
+        times = 0
+        while not stop.is_set():
+            assert [collator.text_length(sample) for sample in samples] == lengths
+            times += 1
+        return times
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(measure)
+        try:
+            for _ in range(30):
+                torch.testing.assert_close(loaded.collate(samples).tensors["input_ids"], expected)
+        finally:
+            stop.set()
+        assert beside.result() > 0

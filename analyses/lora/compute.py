@@ -52,8 +52,8 @@ def lora(
     GMI(S | q) and Delta_access of every label, L_log, GMI of the texts, and, captured again by replay, what probes
     read from the hidden states.
 
-    `out` then holds `split.json`, `held_out.zarr`, and for each trained decoder `NAME/adapter` in peft's format,
-    `NAME/store.zarr` and `NAME/training.json`. A call with the same arguments goes on where an earlier one was
+    `out` then holds `training/split.json`, `held_out.zarr`, and for each trained decoder `NAME/adapter` in peft's
+    format, `NAME/store.zarr` and `NAME/training.json`. A call with the same arguments goes on where an earlier one was
     stopped, in the middle of an epoch too, and trains nothing twice.
 
     Args:
@@ -90,7 +90,7 @@ class _Intervention:
     ) -> None:
         self.loaded, self.store, self.config, self.progress = loaded, store, config, progress
         self.out = out
-        self.task: Task = settle(loaded, store, label, config, out / "split.json")
+        self.task: Task = settle(loaded, store, label, config, out / "training" / "split.json")
         self._check_folder()
 
     def __call__(self) -> LoraResult:
@@ -147,7 +147,7 @@ class _Intervention:
         for name in ("save_every",):  # decides nothing
             del options[name]
         facts = json.loads(json.dumps({**self._facts(), **options}))
-        path = self.out / "run.json"
+        path = self.out / "training" / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
             differ = sorted(name for name in {*known, *facts} if known.get(name) != facts.get(name))

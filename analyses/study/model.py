@@ -15,6 +15,7 @@ from modegap.analyses.distance import DistanceResult
 from modegap.analyses.gmi import GmiResult
 from modegap.analyses.gradproj import GradprojResult
 from modegap.analyses.lipschitz import LipschitzResult
+from modegap.analyses.lora import LoraResult
 from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
@@ -23,6 +24,7 @@ from modegap.analyses.swap import SwapResult
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
+LORA = "lora.json"
 # Results that a study has once, by the field that holds them.
 _ONCE: dict[str, type] = {
     "ablation": AblationResult,
@@ -51,6 +53,7 @@ class Study:
         swap: what it notices of a swapped class component.
         gmi: what it can use.
         bound: the bounds beside the measured gap.
+        lora: what training the decoder for a label did, one entry a label.
         distances: distances between the modal and the text law.
         pertype: where the classes of each label differ.
         gallery: examples to look at.
@@ -67,6 +70,7 @@ class Study:
     swap: SwapResult | None = None
     gmi: GmiResult | None = None
     bound: BoundResult | None = None
+    lora: tuple[LoraResult, ...] = ()
     distances: DistanceResult | None = None
     pertype: PertypeResult | None = None
     gallery: Gallery | None = None
@@ -77,7 +81,8 @@ class Study:
 def load_study(folder: str | Path) -> Study:
     """The study of a folder: the results that `--out` put there, and its stores' provenance.
 
-    Alignments come in the order of their file names, `adapter_output` first.
+    LoRA interventions, each of which has a folder of its own, are taken from its subfolders too. Alignments come
+    in the order of their file names, `adapter_output` first.
 
     Raises:
         ValueError: no folder, no result in it, two results of a kind that a study has once, or a damaged file.
@@ -90,24 +95,30 @@ def load_study(folder: str | Path) -> Study:
         )
     modes: list[Modes] = []
     once: dict[str, Any] = {}
-    for file in sorted(folder.iterdir()):
+    trained: list[LoraResult] = []
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(f"*/{LORA}"))]:
         if file.suffix not in RESULT_SUFFIXES or file.name == FACTS or file.name.startswith("."):
             continue
         result = load_result(file)
         if isinstance(result, Modes):
             modes.append(result)
             continue
+        if isinstance(result, LoraResult):
+            trained.append(result)
+            continue
         kind = next(name for name, cls in _ONCE.items() if isinstance(result, cls))
         if kind in once:
             raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
         once[kind] = result
-    if not modes and not once:
+    if not modes and not once and not trained:
         raise ValueError(
             f"{folder} holds no results; run `modegap align MODAL TEXT --out {folder}/modes.safetensors`"
         )
     modes.sort(key=lambda one: one.point != "adapter_output")
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
-    return Study(folder.name, tuple(modes), facts=facts, provenance=_provenance(folder), **once)
+    return Study(
+        folder.name, tuple(modes), facts=facts, lora=tuple(trained), provenance=_provenance(folder), **once
+    )
 
 
 def _provenance(folder: Path) -> dict[str, Mapping[str, Any]]:

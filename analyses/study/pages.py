@@ -12,6 +12,7 @@ from modegap.analyses.report.figures import mode_rows, mode_spectrum, probe_curv
 from modegap.analyses.table import Table
 
 from .decoder import decoder_findings, decoder_sections
+from .intervention import intervention_findings, intervention_sections
 from .model import Study
 
 
@@ -44,6 +45,7 @@ def study_report(
         *_probes(studies),
         *_ablations(studies),
         *decoder_sections(studies),
+        *intervention_sections(studies),
         *_distances(studies),
         *_types(studies),
     ]
@@ -212,6 +214,7 @@ def _findings(studies: Sequence[Study]) -> Iterator[str]:
             said = ", ".join(f"{r.label} {r.ratio:.0f} %" for r in kept)
             yield f"**{study.name}**: probe accuracy kept from `{source}` to `{target}`: {said}."
         yield from decoder_findings(study)
+        yield from intervention_findings(study)
 
 
 def _ablation_finding(name: str, found: AblationResult) -> str:

@@ -19,7 +19,9 @@ from modegap.analyses.lora import LoraConfig, LoraResult, lora
 from modegap.analyses.lora import compute as compute_module
 from modegap.analyses.lora.asking import answers_of, first_choice
 from modegap.analyses.lora.split import load_split, make_split
+from modegap.analyses.report import write_report
 from modegap.analyses.saved import load_result, save_result
+from modegap.analyses.study import load_study, study_report
 from modegap.engine.capture import ExtractConfig, extract
 from modegap.engine.datasets import ListDataset, Sample
 from modegap.engine.errors import EngineError
@@ -77,7 +79,7 @@ def test_the_label_is_unlocked_and_the_control_does_not_unlock_it(case: Any, res
 
 def test_every_number_is_of_samples_that_no_training_saw(case: Any, result: LoraResult) -> None:
     folder = case[2]
-    split = load_split(folder / "out" / "split.json")
+    split = load_split(folder / "out" / "training" / "split.json")
     parts = [set(part) for part in (split.train, split.validation, split.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == COUNT
     assert [len(part) for part in parts] == [result.n_train, result.n_validation, result.n_test]
@@ -154,6 +156,17 @@ def test_tables_figure_and_files(result: LoraResult, tmp_path: Path) -> None:
     assert {row[0] for row in training.rows} == {"LoRA: kind", "LoRA: texts (control)"}
     assert sum(bool(row[-1]) for row in training.rows) == 2
     assert "<svg" in result._repr_html_()
+    # in a study's folder, or in one below it
+    (tmp_path / "tiny" / "lora-kind").mkdir(parents=True)
+    save_result(result, tmp_path / "tiny" / "lora-kind" / "lora.json")
+    study = load_study(tmp_path / "tiny")
+    assert [one.label for one in study.lora] == ["kind"]
+    assert [one.label for one in load_study(tmp_path / "tiny" / "lora-kind").lora] == ["kind"]
+    report = study_report([study])
+    assert [section.anchor for section in report.sections] == ["lora"]
+    assert any("trained for kind" in line and "control" in line for line in report.summary)
+    page = write_report(report, tmp_path / "page").read_text()
+    assert "LoRA: kind" in page
     with pytest.raises(KeyError):
         result.arm("other")
     with pytest.raises(KeyError):
@@ -202,7 +215,7 @@ def test_mistakes_are_errors_before_training(
         call(of=mute, min_per_class=2)
     with pytest.raises(ValueError, match="the class 'cat' only"):
         call("one", of=mute, control=False)
-    assert not (tmp_path / "out" / "run.json").exists()
+    assert not (tmp_path / "out" / "training" / "run.json").exists()
     for wrong in (
         {"dropout": 1.0},
         {"rank": 0},
@@ -243,7 +256,7 @@ def test_without_texts_there_is_no_control_and_no_text_quantity(case: Any, tmp_p
     assert found.arm("label").sensitivity is None
     assert found.arm("label").gmi is None
     assert found.arm("label").written is None
-    split = load_split(tmp_path / "out" / "split.json")
+    split = load_split(tmp_path / "out" / "training" / "split.json")
     site = dict(zip(store.samples, store.labels["site"].values, strict=True))
     sites = [{site[name] for name in part} for part in (split.train, split.validation, split.test)]
     assert len(set.union(*sites)) == sum(map(len, sites))

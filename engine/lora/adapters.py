@@ -86,7 +86,9 @@ class Adapter:
 
 
 def check_modules(loaded: LoadedModel, spec: LoraSpec) -> str:
-    """A pattern for the paths of the decoder's layers that the adapter is for; the encoder's do not match.
+    """A pattern for the paths in `adapted_part` of the decoder's layers that the adapter is for.
+
+    Layers of the same names in the encoder do not match.
 
     Raises:
         EngineError: no decoder was found, peft is not there or in the model already, or a name is no linear
@@ -116,7 +118,20 @@ def check_modules(loaded: LoadedModel, spec: LoraSpec) -> str:
                 f"it has {', '.join(linear)}"
             )
     names = "|".join(re.escape(name) for name in spec.modules)
-    return rf"{re.escape(root)}\.(?:.*\.)?(?:{names})" if root else rf"(?:.*\.)?(?:{names})"
+    inside = root.removeprefix(adapted_part(loaded)).removeprefix(".")
+    return rf"{re.escape(inside)}\.(?:.*\.)?(?:{names})" if inside else rf"(?:.*\.)?(?:{names})"
+
+
+def adapted_part(loaded: LoadedModel) -> str:
+    """Path of the module that peft wraps, and that a saved adapter is loaded into; empty for the whole model.
+
+    It is the outermost transformers model around the decoder: peft asks it for what other modules do not have.
+    """
+    from transformers import PreTrainedModel
+
+    parts = loaded.structure.decoder.split(".") if loaded.structure is not None else []
+    paths = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
+    return next((p for p in paths if isinstance(loaded.model.get_submodule(p), PreTrainedModel)), "")
 
 
 @contextmanager
@@ -129,9 +144,9 @@ def fresh(loaded: LoadedModel, spec: LoraSpec, *, seed: int) -> Iterator[Adapter
         EngineError: see `check_modules`.
     """
     pattern = check_modules(loaded, spec)
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    writes = hasattr(loaded.model, "prepare_inputs_for_generation")
+    writes = hasattr(_module(loaded), "prepare_inputs_for_generation")
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
@@ -142,9 +157,9 @@ def fresh(loaded: LoadedModel, spec: LoraSpec, *, seed: int) -> Iterator[Adapter
     )
     with _put_back(loaded.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with _quiet():
-            model = get_peft_model(_module(loaded), config)
-        yield from _while_in(model)
+        loaded.model.requires_grad_(False)
+        with _put_in(loaded, config) as adapter:
+            yield adapter
 
 
 @contextmanager
@@ -154,18 +169,23 @@ def adapted(loaded: LoadedModel, folder: str | Path) -> Iterator[Adapter]:
     Raises:
         EngineError: no such adapter, or one of another model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise EngineError(f"{folder} holds no peft adapter (no adapter_config.json)")
-    with _put_back(loaded.model):
+    config = PeftConfig.from_pretrained(str(folder))
+    with _put_back(loaded.model), _put_in(loaded, config) as adapter:
         try:
-            with _quiet():
-                model = PeftModel.from_pretrained(_module(loaded), str(folder))
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            found: Any = set_peft_model_state_dict(adapter.model, load_peft_weights(str(folder), device="cpu"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
             raise EngineError(f"the adapter in {folder} does not fit {loaded.name}: {reason}") from error
-        yield from _while_in(model)
+        lacking = [name for name in found.missing_keys if ".lora_" in name]
+        if lacking or found.unexpected_keys:
+            name = (*found.unexpected_keys, *lacking)[0]
+            raise EngineError(f"the adapter in {folder} does not fit {loaded.name}: {name}")
+        yield adapter
 
 
 @contextmanager
@@ -177,10 +197,19 @@ def _quiet() -> Iterator[None]:
 
 
 def _module(loaded: LoadedModel) -> Any:
-    return loaded.model
+    return loaded.model.get_submodule(adapted_part(loaded))
 
 
-def _while_in(model: Any) -> Iterator[Adapter]:
+@contextmanager
+def _put_in(loaded: LoadedModel, config: Any) -> Iterator[Adapter]:
+    from peft import get_peft_model
+
+    try:
+        with _quiet():
+            model = get_peft_model(_module(loaded), config)
+    except ValueError as error:  # nothing that it is for is there
+        reason = str(error).splitlines()[0]
+        raise EngineError(f"the adapter does not fit {loaded.name}: {reason}") from error
     try:
         yield Adapter(model)
     finally:

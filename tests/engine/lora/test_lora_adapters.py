@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,19 @@ def test_mistakes_are_named(case: Any, tmp_path: Path) -> None:
         wrapped = adopt(adapter.model, loaded.processor, name="wrapped")
         with pytest.raises(EngineError, match="merge it first"):
             check_modules(wrapped, LoraSpec())
+    with fresh(loaded, LoraSpec(rank=2, modules=("down_proj",)), seed=0) as adapter:
+        adapter.save(tmp_path / "b")
+    kinds = [type(module) for module in loaded.model.modules()]
+    config = tmp_path / "b" / "adapter_config.json"
+    for wrong in (
+        {**json.loads(config.read_text()), "target_modules": "nothing"},
+        {**json.loads(config.read_text()), "r": 3},
+        {**json.loads(config.read_text()), "target_modules": ["up_proj"]},
+    ):
+        config.write_text(json.dumps(wrong))
+        with pytest.raises(EngineError, match="does not fit tiny/"), adapted(loaded, tmp_path / "b"):
+            pass
+    assert [type(module) for module in loaded.model.modules()] == kinds
     with fresh(loaded, LoraSpec(rank=3), seed=0) as other, pytest.raises(EngineError, match="another LoRA"):
         other.load(state)
     gpt2 = made.tiny.text("gpt2")

@@ -155,7 +155,7 @@ def fresh(loaded: LoadedModel, spec: LoraSpec, *, seed: int) -> Iterator[Adapter
         bias="none",
         task_type="CAUSAL_LM" if writes else None,
     )
-    with _put_back(loaded.model), torch.random.fork_rng(devices=[]):
+    with _put_back(loaded), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded.model.requires_grad_(False)
         with _put_in(loaded, config) as adapter:
@@ -175,9 +175,11 @@ def adapted(loaded: LoadedModel, folder: str | Path) -> Iterator[Adapter]:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise EngineError(f"{folder} holds no peft adapter (no adapter_config.json)")
     config = PeftConfig.from_pretrained(str(folder))
-    with _put_back(loaded.model), _put_in(loaded, config) as adapter:
+    with _put_back(loaded), _put_in(loaded, config) as adapter:
         try:
-            found: Any = set_peft_model_state_dict(adapter.model, load_peft_weights(str(folder), device="cpu"))
+            found: Any = set_peft_model_state_dict(
+                adapter.model, load_peft_weights(str(folder), device="cpu")
+            )
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise EngineError(f"the adapter in {folder} does not fit {loaded.name}: {reason}") from error
@@ -217,14 +219,12 @@ def _put_in(loaded: LoadedModel, config: Any) -> Iterator[Adapter]:
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
+def _put_back(loaded: LoadedModel) -> Iterator[None]:
     """Which weights ask for gradients, and what peft notes on the model, are as before when the block ends."""
-    asking = [(weight, weight.requires_grad) for weight in model.parameters()]
-    had = hasattr(model, "peft_config")
+    asking = [(weight, weight.requires_grad) for weight in loaded.model.parameters()]
     try:
         yield
     finally:
         for weight, wanted in asking:
             weight.requires_grad_(wanted)
-        if not had and "peft_config" in vars(model):
-            del model.peft_config
+        vars(_module(loaded)).pop("peft_config", None)  # older releases leave it

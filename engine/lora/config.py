@@ -80,7 +80,7 @@ class Training:
         epochs: every epoch that ran.
         best_epoch: whose weights the adapter has now.
         steps: optimiser steps.
-        stopped_early: whether patience ended it.
+        stopped_early: whether patience ended it before the last epoch.
         retried: batches that did not fit into memory and ran again in parts.
         parameters: weights of the adapter.
     """

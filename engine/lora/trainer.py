@@ -117,7 +117,7 @@ class Run:
             epochs=tuple(Epoch(**entry) for entry in at.history),
             best_epoch=at.best_epoch,
             steps=at.steps,
-            stopped_early=at.waited >= self.config.patience,
+            stopped_early=at.epoch < self.config.epochs,
             retried=len(self.replay.retried),
             parameters=sum(weight.numel() for weight in self.weights),
         )

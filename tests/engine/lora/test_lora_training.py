@@ -133,7 +133,7 @@ def test_what_does_not_fit_runs_in_parts(case: Any, tmp_path: Path, monkeypatch:
 
 
 def test_early_stopping_keeps_the_best_weights(case: Any, tmp_path: Path) -> None:
-    # a rate so high that it never gets better than after one epoch
+    # a rate so high that the loss goes up and down
     config = dataclasses.replace(PLAIN, epochs=6, lr=2.0, patience=2)
     with torch.random.fork_rng():
         torch.manual_seed(5)

@@ -20,6 +20,7 @@ from modegap.engine.capture.replayed import extract_replayed
 from modegap.engine.errors import EngineError
 from modegap.engine.lora.adapters import adapted, fresh
 from modegap.engine.lora.config import Epoch, TrainConfig, Training
+from modegap.engine.lora.threads import threads_for
 from modegap.engine.lora.trainer import train
 from modegap.engine.replay import Replay, ReplaySource
 from modegap.stores import ActivationStore
@@ -71,9 +72,9 @@ def lora(
     """
     config = with_options(config or LoraConfig(), options)
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
-    return _Intervention(
-        loaded, store, label, Path(out), config, progress or (lambda what, done, total: None)
-    )()
+    say = progress or (lambda what, done, total: None)
+    with threads_for(loaded):
+        return _Intervention(loaded, store, label, Path(out), config, say)()
 
 
 class _Intervention:

@@ -28,6 +28,8 @@ class Split:
         label: whose classes are in the same proportions everywhere.
         group: label column that no part shares a value of; None for none.
         seed: of the split.
+        test_fraction: share that was asked for.
+        validation_fraction: the same of the validation samples.
         train: ids to train on.
         validation: ids for early stopping.
         test: ids that everything is measured on.
@@ -36,6 +38,8 @@ class Split:
     label: str
     group: str | None
     seed: int
+    test_fraction: float
+    validation_fraction: float
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
@@ -68,7 +72,8 @@ def make_split(
     def named(part: Codes) -> tuple[str, ...]:
         return tuple(ids[number] for number in np.sort(part).tolist())
 
-    return Split(label, config.group, config.seed, named(train), named(validation), named(test))
+    shares = (config.test_fraction, config.validation_fraction)
+    return Split(label, config.group, config.seed, *shares, named(train), named(validation), named(test))
 
 
 def load_split(path: Path) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,20 +101,25 @@ def settle(
     source = open_source(loaded, store, target_label=label, prompt=question, limit=config.n_samples)
     source = answered(loaded, source, [config.say(str(value)) for value in source.labels[label]], end)
     texts = _texts(loaded, store, config, end)
-    usable = [name for name in source.ids if texts is None or name in set(texts.ids)]
+    said = set(source.ids if texts is None else texts.ids)
+    usable = [name for name in source.ids if name in said]
     source = _only(source, usable, "it has no text for the control")
     codes = categories(source.labels[label]).codes
     groups = None if config.group is None else categories(source.labels[config.group]).codes
     _check_classes(label, source, codes, groups, config)
     split = _split(label, source, codes, groups, config, split_file)
+    texts = None if texts is None else _only(texts, usable, "it has no label")
+    prompts = _only(prompts, usable, "it has no label or no text")
+    assert source.ids == prompts.ids  # their numbers mean the same samples
+    assert texts is None or texts.ids == source.ids
     left_out = tuple(dict([*source.left_out, *(texts.left_out if texts is not None else ())]).items())
     return Task(
         label=label,
         choices=choices,
         question=question,
         source=source,
-        texts=None if texts is None else _only(texts, usable, "it has no label"),
-        prompts=_only(prompts, usable, "it has no label or no text"),
+        texts=texts,
+        prompts=prompts,
         split=split,
         labels=_labels(store, label, config),
         points=points,
@@ -216,21 +222,39 @@ def _split(
 ) -> Split:
     if not path.exists():
         found = make_split(label, source.ids, codes, groups, config)
+        _check_parts(found, label, source)
         found.save(path)
         return found
     found = load_split(path)
-    known = set(source.ids)
-    missing = [
-        name for part in (found.train, found.validation, found.test) for name in part if name not in known
-    ]
-    if (found.label, found.group) != (label, config.group) or missing:
-        why = (
-            f"{len(missing)} of its samples ({missing[0]!r}) are not in the store"
-            if missing
-            else f"it is for label {found.label!r} and group {found.group!r}"
+    asked = {
+        "label": label,
+        "group": config.group,
+        "seed": config.seed,
+        "test_fraction": config.test_fraction,
+        "validation_fraction": config.validation_fraction,
+    }
+    differ = [name for name, value in asked.items() if getattr(found, name) != value]
+    if {*found.train, *found.validation, *found.test} != set(source.ids):
+        differ.append("the samples")
+    if differ:
+        raise ValueError(
+            f"{path} does not fit this run ({', '.join(differ)} differ); give another folder, or remove the file"
         )
-        raise ValueError(f"{path} does not fit this run: {why}; give another folder, or remove the file")
     return found
+
+
+def _check_parts(split: Split, label: str, source: ReplaySource) -> None:
+    """Every class in every part: two samples to test and to train on, for the probes, and one to stop by."""
+    of = dict(zip(source.ids, map(str, source.labels[label]), strict=True))
+    for name, least in (("train", 2), ("validation", 1), ("test", 2)):
+        counts = Counter(of[sample] for sample in getattr(split, name))
+        short = sorted(value for value in set(of.values()) if counts[value] < least)
+        if short:
+            raise ValueError(
+                f"label {label!r}: the {name} part has fewer than {least} samples of {short[0]!r}"
+                f"{f' and {len(short) - 1} other classes' if len(short) > 1 else ''}; extract more samples, raise the "
+                "fractions, or take another seed"
+            )
 
 
 def _labels(store: ActivationStore, label: str, config: LoraConfig) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from modegap.analyses.lora import LoraConfig, LoraResult, lora
 from modegap.analyses.lora import compute as compute_module
 from modegap.analyses.lora.asking import answers_of, first_choice
 from modegap.analyses.lora.split import load_split, make_split
+from modegap.analyses.lora.task import settle
 from modegap.analyses.report import write_report
 from modegap.analyses.saved import load_result, save_result
 from modegap.analyses.study import load_study, study_report
@@ -126,7 +127,7 @@ def test_a_second_call_trains_nothing(
     assert again.to_json() == result.to_json()
     with pytest.raises(ValueError, match=r"holds another run \(lr differ\)"):
         lora(loaded, store, "kind", folder / "out", **{**OPTIONS, "lr": 1e-3})
-    with pytest.raises(ValueError, match="label 'kind' and group None"):
+    with pytest.raises(ValueError, match=r"split\.json does not fit this run \(label differ\)"):
         lora(loaded, store, "hue", folder / "out", **OPTIONS)
     # the command: a YAML file with the options
     monkeypatch.setattr("modegap._facade.load", lambda *args, **more: loaded)
@@ -322,3 +323,29 @@ def test_information_of_a_split_is_that_of_its_fold() -> None:
     noise = rng.normal(size=(900, 400)).astype(np.float32)
     nothing = split_information(noise, codes, numbers[:120], numbers[600:], folds=5, C=1.0, seed=0)
     assert -0.1 < nothing.values.mean() < 0.1
+
+
+def test_a_part_without_a_class_is_refused_and_a_split_of_other_options_too(
+    case: Any, tmp_path: Path
+) -> None:
+    loaded, store, _ = case
+
+    def settled(**options: Any) -> Any:
+        config = LoraConfig(**{**OPTIONS, **options})
+        return settle(loaded, store, "kind", config, tmp_path / "split.json")
+
+    with pytest.raises(ValueError, match=r"the test part has fewer than 2 samples of 'cat'; extract"):
+        settled(test_fraction=0.02, validation_fraction=0.02)
+    assert not (tmp_path / "split.json").exists()
+    task = settled()
+    assert settled().split == task.split
+    assert task.source.ids == task.texts.ids == task.prompts.ids
+    end = loaded.collator.tokenizer.eos_token_id
+    assert {item.tokens[-1] for item in (*task.source.items, *task.texts.items)} == {end}
+    assert all(len(item.target) == 2 for item in task.source.items)
+    with pytest.raises(ValueError, match=r"\(seed differ\)"):
+        settled(seed=1)
+    with pytest.raises(ValueError, match=r"\(test_fraction differ\)"):
+        settled(test_fraction=0.3)
+    with pytest.raises(ValueError, match=r"\(the samples differ\)"):
+        settled(n_samples=100)

@@ -19,6 +19,7 @@ import torch
 from modegap.engine.errors import EngineError
 from modegap.engine.lora import LoraSpec, TrainConfig, epoch_batches, fresh, train
 from modegap.engine.lora import trainer as trainer_module
+from modegap.engine.replay.fused import rms_norm
 
 here = Path(__file__)
 made = SimpleNamespace(**runpy.run_path(str(here.with_name("lora_material.py"))))
@@ -261,3 +262,12 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert not [
         path for path in (tmp_path / "killed").iterdir() if path.name != "c.st" and "tmp" not in path.name
     ]
+
+
+def test_the_fused_norm_stays_in_half_precision_under_autocast() -> None:
+    norm = torch.nn.RMSNorm(16, eps=1e-6, dtype=torch.bfloat16)
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain = rms_norm(norm)(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(rms_norm(norm)(x), plain)
+        assert rms_norm(norm)(x).dtype == torch.bfloat16

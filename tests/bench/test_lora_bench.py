@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import lora
+from bench import lab_lora, lora
 from bench.llava import SMALL
 from bench.replay import material
 from modegap.engine.lora import TrainConfig
@@ -66,3 +66,18 @@ def test_ratios_are_against_the_recipe_as_published() -> None:
     first, second = lora.ratios(found)
     assert "2.20x" in first
     assert "2.00x" in second
+
+
+def test_the_lab_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["bench.lab_lora", "--out", str(tmp_path), "--epochs", "1", "--limit", "120"]
+    monkeypatch.setattr(sys, "argv", args)
+    assert lab_lora.main() == 0
+    body = json.loads((tmp_path / "run.json").read_text())
+    assert body["samples"] == {"train": 84, "validation": 12, "test": 24}
+    assert 0 < sum(body["training_seconds"].values()) < body["seconds"]
+    lines = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines[1:]] == [
+        "base",
+        "LoRA: background",
+        "LoRA: texts (control)",
+    ]

@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= modegap-demo
 # make bench writes two stores of 3.2 GB here and keeps them for the next time
 SCRATCH ?= .bench
+WORKERS ?= auto
 # The lab is small: more threads than cores, or a hub look-up, would only cost time.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -38,8 +39,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# a worker a core (WORKERS=1 to watch one process); a file's tests stay together, for its fixtures
 unit: $(VENV)/.dev browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout 3600

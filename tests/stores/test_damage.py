@@ -372,7 +372,10 @@ def test_the_header_is_restored_from_its_copy(
     assert "restore it from a copy" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_commands(store: ActivationStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(
+    store: ActivationStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # the store's path is long: titles would wrap
     path = str(store.path)
     flip(store.path / "points/llm_final/rows/c/2/0", 5)
     flip(store.path / "points/zarr.json", 5)

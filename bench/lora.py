@@ -69,7 +69,7 @@ class Recipe:
         for index in members:
             batch = self.batch(index)
             with torch.amp.autocast(self.made.pixels.device.type, dtype=torch.bfloat16, enabled=self.half):
-                out = self.made.loaded.model(**batch)
+                out = self.made.loaded.model(**batch, use_cache=False)
                 loss = out.loss / len(members)
             loss.backward()
             total += loss.item() * len(members)

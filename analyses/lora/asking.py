@@ -19,11 +19,10 @@ from modegap.analyses.probe.labels import LabelProblem, categories, usable
 from modegap.analyses.replayed.intervals import mean_interval
 from modegap.engine.errors import EngineError
 from modegap.engine.replay import Replay, ReplaySource, cross_scores, greedy, open_source
-from modegap.engine.replay.items import Layout
 
 from .config import LoraConfig
 from .outcome import Asked, Written
-from .task import Task
+from .task import Task, answers_of
 
 if TYPE_CHECKING:
     from modegap.engine.models import LoadedModel
@@ -136,27 +135,6 @@ def _known(
         seed=config.seed,
         groups=groups,
     )
-
-
-def answers_of(loaded: LoadedModel, texts: Sequence[str], end: int | None) -> list[Int]:
-    """Token ids of the choices; all with the ending token where one choice is the beginning of another.
-
-    Raises:
-        EngineError: two choices have the same tokens.
-    """
-    layout = Layout(loaded.collator)
-    found = [layout.answer(text) for text in texts]
-    for number, one in enumerate(found):
-        for other in range(number):
-            if np.array_equal(one, found[other]):
-                raise EngineError(
-                    f"the tokenizer of {loaded.name} makes the same tokens of {texts[other]!r} and {texts[number]!r}; "
-                    "say them in another way (verbalise), or name another label"
-                )
-    begins = any(
-        len(one) < len(other) and np.array_equal(one, other[: len(one)]) for one in found for other in found
-    )
-    return [np.append(one, end).astype(np.int64) for one in found] if begins and end is not None else found
 
 
 def ask(loaded: LoadedModel, choice: Choice, config: LoraConfig) -> Asked:

@@ -107,6 +107,7 @@ def settle(
     codes = categories(source.labels[label]).codes
     groups = None if config.group is None else categories(source.labels[config.group]).codes
     _check_classes(label, source, codes, groups, config)
+    answers_of(loaded, [config.say(name) for name in choices], end)
     split = _split(label, source, codes, groups, config, split_file)
     texts = None if texts is None else _only(texts, usable, "it has no label")
     prompts = _only(prompts, usable, "it has no label or no text")
@@ -142,6 +143,27 @@ def answered(
     return replace(source, items=items)
 
 
+def answers_of(loaded: LoadedModel, texts: Sequence[str], end: int | None) -> list[Codes]:
+    """Token ids of the choices; all with the ending token where one choice is the beginning of another.
+
+    Raises:
+        EngineError: two choices have the same tokens.
+    """
+    layout = Layout(loaded.collator)
+    found = [layout.answer(text) for text in texts]
+    for number, one in enumerate(found):
+        for other in range(number):
+            if np.array_equal(one, found[other]):
+                raise EngineError(
+                    f"the tokenizer of {loaded.name} makes the same tokens of {texts[other]!r} and {texts[number]!r}; "
+                    "say them in another way (verbalise), or name another label"
+                )
+    begins = any(
+        len(one) < len(other) and np.array_equal(one, other[: len(one)]) for one in found for other in found
+    )
+    return [np.append(one, end).astype(np.int64) for one in found] if begins and end is not None else found
+
+
 def text_column(store: ActivationStore, config: LoraConfig) -> str | None:
     """The label column of the texts; None where there is none."""
     return config.target_label or next((name for name in TEXT_LABELS if name in store.labels), None)
@@ -167,7 +189,11 @@ def _check_kind(store: ActivationStore, label: str) -> None:
     known = {value for value in column.values if value is not None}
     wide = column.kind == "text" or len(known) > _MOST_CLASSES
     if wide or any(isinstance(value, float) and not value.is_integer() for value in known):
-        others = [name for name, other in store.labels.items() if other.kind == "category"]
+        others = [
+            name
+            for name, other in store.labels.items()
+            if other.kind == "category" and name not in TEXT_LABELS
+        ]
         raise ValueError(
             f"label {label!r} is no choice among classes ({len(known)} values, kind {column.kind}); name one of "
             f"{', '.join(others) or 'the categorical columns, of which this store has none'}"

@@ -17,9 +17,9 @@ from modegap import cli
 from modegap.analyses.gmi.information import probe_information, split_information
 from modegap.analyses.lora import LoraConfig, LoraResult, lora
 from modegap.analyses.lora import compute as compute_module
-from modegap.analyses.lora.asking import answers_of, first_choice
+from modegap.analyses.lora.asking import first_choice
 from modegap.analyses.lora.split import load_split, make_split
-from modegap.analyses.lora.task import settle
+from modegap.analyses.lora.task import answers_of, settle
 from modegap.analyses.report import write_report
 from modegap.analyses.saved import load_result, save_result
 from modegap.analyses.study import load_study, study_report
@@ -199,7 +199,9 @@ def test_mistakes_are_errors_before_training(
     with pytest.raises(ValueError, match=r"classes have fewer than 10 samples .*lower min_per_class"):
         call("site")
     with pytest.raises(ValueError, match="leave fewer than one a class"):
-        call("site", min_per_class=1)
+        call(min_per_class=1, n_samples=12)
+    with pytest.raises(EngineError, match=r"the same tokens of 's0' and 's1'.*verbalise"):
+        call("site", min_per_class=1, test_fraction=0.4, validation_fraction=0.3)
     with pytest.raises(EngineError, match=r"no linear layer 'q_prj'; did you mean 'q_proj'"):
         call(modules=["q_prj"])
     with pytest.raises(EngineError, match="points: 'llm_hidden_9' does not lie behind adapter_output"):

@@ -19,6 +19,7 @@ import torch
 from modegap.engine.errors import EngineError
 from modegap.engine.lora import LoraSpec, TrainConfig, epoch_batches, fresh, train
 from modegap.engine.lora import trainer as trainer_module
+from modegap.engine.models import target_nll
 from modegap.engine.replay.fused import rms_norm
 
 here = Path(__file__)
@@ -149,6 +150,26 @@ def test_early_stopping_keeps_the_best_weights(case: Any, tmp_path: Path) -> Non
         case, tmp_path / "s", dataclasses.replace(config, epochs=found.best_epoch, patience=6)
     )
     close(state, shorter, 1e-6)
+
+
+def test_validation_is_of_the_weights_at_hand(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # keys and values of shared beginnings are kept by a replay: they are of other weights an epoch later
+    monkeypatch.setattr("modegap.engine.replay.decoder.MIN_SHARED", 1)
+    monkeypatch.setattr("modegap.engine.replay.decoder.MIN_SHARE", 0.0)
+    loaded, source, samples = case
+    with fresh(loaded, SPEC, seed=7) as adapter:
+        config = dataclasses.replace(PLAIN, epochs=3, patience=3)
+        found = train(
+            loaded, adapter, source, range(16), range(16, COUNT), config, checkpoint=tmp_path / "c.st"
+        )
+        asked = [dataclasses.replace(s, text=s.labels["kind"]) for s in samples[16:]]
+        whole = target_nll(loaded, asked, batch_size=1, prompt=made.QUESTION).mean()
+    best = found.epochs[found.best_epoch - 1].validation_loss
+    assert best == pytest.approx(whole, rel=1e-4)
+    assert found.best_epoch > 1
+    assert best == min(epoch.validation_loss for epoch in found.epochs)
 
 
 def test_an_epoch_has_every_sample_once_and_steps_of_similar_length() -> None:

@@ -44,7 +44,7 @@ class Result(Protocol):
 
 
 class NotebookRepr:
-    """Mixin of the result dataclasses: a notebook shows the table and the figure.
+    """Mixin of the result dataclasses: a notebook shows the table and, where there is one, the figure.
 
     The figure is drawn as SVG, so that it needs no network and survives a saved notebook; `result.figure()`
     is the interactive chart.
@@ -52,8 +52,9 @@ class NotebookRepr:
 
     __slots__ = ()
 
-    def _repr_html_(self: Result) -> str:
-        return f"<div>{self.table().to_html()}<div>{chart_svg(self.figure())}</div></div>"
+    def _repr_html_(self: Any) -> str:
+        drawn = f"<div>{chart_svg(self.figure())}</div>" if hasattr(self, "figure") else ""
+        return f"<div>{self.table().to_html()}{drawn}</div>"
 
 
 def chart_svg(chart: Any) -> str:

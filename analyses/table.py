@@ -42,8 +42,20 @@ _LATEX = {
     "≤": r"$\leq$",
     "×": r"$\times$",
     "·": r"$\cdot$",
+    "τ": r"$\tau$",
+    "δ": r"$\delta$",
+    "μ": r"$\mu$",
+    "‖": r"$\Vert$",
+    "√": r"$\surd$",
+    "∞": r"$\infty$",
+    "→": r"$\rightarrow$",
+    "✓": r"$\surd$",
+    "✗": r"$\times$",
+    "…": r"\dots{}",
+    "’": "'",
 }
 _LATEX_PATTERN = re.compile("|".join(map(re.escape, _LATEX)))
+_WIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +183,29 @@ class Table:
             + "</table>"
         )
 
-    def to_latex(self) -> str:
-        r"""A `table` float for the booktabs package; the notes follow the rows in `\footnotesize`."""
+    def to_latex(self, label: str = "") -> str:
+        r"""A `table` float for the booktabs package; the notes follow the rows in `\footnotesize`.
+
+        A table of more than eight columns is scaled to the text's width, by the graphicx package. Characters that
+        LaTeX's text fonts lack are replaced by commands; what has none is printed as `?`.
+
+        Args:
+            label: for `\ref`, for example `tab:modes`.
+        """
+        wide = len(self.columns) > _WIDE
         align = "".join("r" if numeric else "l" for numeric in self._numeric())
         lines = [
             r"\begin{table}[t]",
             r"\centering",
-            rf"\caption{{{_latex(self.title)}}}",
+            rf"\caption{{{_latex(self.title)}}}" + (rf"\label{{{label}}}" if label else ""),
+            *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
             rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
             " & ".join(_latex(column.title) for column in self.headers) + r" \\",
             r"\midrule",
             *(" & ".join(map(_latex, row)) + r" \\" for row in self.cells()),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}" + ("}" if wide else ""),
             *(rf"\par{{\footnotesize {_latex(note)}}}" for note in self.notes),
             r"\end{table}",
         ]
@@ -213,4 +234,6 @@ def _num(numeric: bool) -> str:
 
 
 def _latex(text: str) -> str:
-    return _LATEX_PATTERN.sub(lambda match: _LATEX[match.group()], text)
+    escaped = _LATEX_PATTERN.sub(lambda match: _LATEX[match.group()], text)
+    # inputenc knows the accented letters of Latin-1 and Latin Extended-A
+    return "".join(c if ord(c) < 0x180 else "?" for c in escaped)

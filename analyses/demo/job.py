@@ -16,7 +16,7 @@ from modegap.analyses.experiment import (
     run,
     studies_of,
 )
-from modegap.analyses.result import jsonable
+from modegap.analyses.result import NotebookRepr, jsonable
 from modegap.analyses.study import Study
 from modegap.analyses.table import Column, Table
 from modegap.engine.datasets import limited
@@ -28,7 +28,7 @@ Step = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DemoResult:
+class DemoResult(NotebookRepr):
     """What the demo made: the studies of both variants, and where the report is."""
 
     report: Path
@@ -95,7 +95,6 @@ def demo(config: DemoConfig | None = None, *, step: Step | None = None) -> DemoR
         open_data=_open,
         step=step,
         strict=True,
-        provenance={"lab": _lab_facts()},
     )
     assert result.report is not None  # strict: every study is there
     studies = examples(studies_of(experiment, cells_of(experiment)), experiment, _open)
@@ -128,8 +127,3 @@ def _load(name: str, **options: Any) -> LoadedModel:
 
 def _open(spec: str, *, limit: int | None = None, keep_missing: bool = False, **options: Any) -> Any:
     return limited(lab.LabDataset(**options), limit)
-
-
-def _lab_facts() -> dict[str, Any]:
-    facts = lab.facts()
-    return {key: facts[key] for key in ("seed", "content_hash", "versions", "seconds") if key in facts}

@@ -67,10 +67,12 @@ def distance_chart(result: DistanceResult) -> Any:
         base = alt.Chart().transform_filter(alt.FieldEqualPredicate(field="measure", equal=measure))
         y = alt.Y("value:Q", title=measure, scale=alt.Scale(zero=True))
         bars = base.transform_filter("isValid(datum.low)").mark_rule()
+        bars = bars.encode(x=x, y=alt.Y("low:Q", title=measure), y2="high:Q", color=color)
+        known = any(row["measure"] == measure and row["low"] is not None for row in rows)
         return alt.LayerChart(
             layer=[
                 base.mark_line(opacity=0.5).encode(x=x, y=y, color=color),
-                bars.encode(x=x, y=alt.Y("low:Q", title=measure), y2="high:Q", color=color),
+                *([bars] if known else []),
                 base.mark_point(filled=True, size=50).encode(x=x, y=y, color=color, tooltip=tooltip),
             ],
             width=230,

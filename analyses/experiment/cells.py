@@ -41,18 +41,26 @@ class CaptionsConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Analysis:
-    """An analysis: its options, the result's file, and what it reads beside the store (`?`: where it is there)."""
+    """An analysis: its options, the result's file, and what it reads beside the store (`?`: where it is there).
+
+    `several` names the option that tells several runs of it apart. `version` goes up when the same options on the same
+    inputs give another result, so that results of an older modegap are made again.
+    """
 
     config: type[Any]
     file: str
     reads: tuple[str, ...] = ()
     model: bool = False
+    several: str = ""
+    version: int = 1
 
+
+CAPTURE_VERSION = 1  # of what a capture writes, as `_Analysis.version`
 
 # In the order in which they run. `text` is the text store, `modes` those of the adapter's output.
 ANALYSES: Mapping[str, _Analysis] = {
-    "align": _Analysis(AlignConfig, "modes-{point}.safetensors", ("text",)),
-    "probe": _Analysis(ProbeConfig, "probes.json"),
+    "align": _Analysis(AlignConfig, "modes{which}.safetensors", ("text",), several="point"),
+    "probe": _Analysis(ProbeConfig, "probes{which}.json", several="pool"),
     "distance": _Analysis(DistanceConfig, "distances.json", ("text",)),
     "pertype": _Analysis(PertypeConfig, "pertype.json", ("modes", "probe?")),
     "lipschitz": _Analysis(LipschitzConfig, "lipschitz.json", (), True),
@@ -101,9 +109,11 @@ def cells_of(experiment: Experiment) -> list[Cell]:
     Raises:
         ValueError: an unknown analysis or option, or an analysis that reads one which is not there.
     """
-    _check(experiment.analyses)
+    _check(experiment.analyses, "analyses")
     found: list[Cell] = []
     for data, source in experiment.datasets.items():
+        _check(source.analyses, f"datasets.{data}.analyses")
+        _check(experiment.analyses_of(data), "analyses")
         users = {
             name: spec
             for name, spec in experiment.studied().items()
@@ -148,15 +158,17 @@ def _capture(experiment: Experiment, name: str, data: str, source: DataSpec, *, 
 
 def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: Cell) -> Iterator[Cell]:
     made: dict[str, Cell] = {"store": store, "text": text}
+    analyses = experiment.analyses_of(data)
     for kind, facts in ANALYSES.items():
-        if kind not in experiment.analyses:
+        if kind not in analyses:
             continue
         if kind == "captions" and not experiment.models[model].model.startswith("lab:"):
             continue
-        given = experiment.analyses[kind]
+        given = analyses[kind]
         for one in given if isinstance(given, list | tuple) else [given]:
             config = options_of(facts.config, one, f"analyses.{kind}")
-            file = facts.file.format(point=getattr(config, "point", ""))
+            which = getattr(config, facts.several) if facts.several else ""
+            which = "" if which == "stored" else f"-{which}" if which else ""
             reads = {"store": store.name}
             for role in facts.reads:
                 wanted = role.removesuffix("?")
@@ -167,14 +179,13 @@ def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: 
                     raise ValueError(
                         f"analyses.{kind} reads {needed}, which is not among the analyses; add it"
                     )
-            suffix = f"-{config.point}" if kind == "align" else ""
             cell = Cell(
-                f"{data}/{model}/{kind}{suffix}",
+                f"{data}/{model}/{kind}{which}",
                 kind,
                 model,
                 data,
                 config,
-                f"{store.folder}/{file}",
+                f"{store.folder}/{facts.file.format(which=which)}",
                 reads,
                 facts.model,
             )
@@ -184,20 +195,41 @@ def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: 
             yield cell
 
 
-def _check(analyses: Mapping[str, Any]) -> None:
+def _check(analyses: Mapping[str, Any], where: str) -> None:
     for kind, given in analyses.items():
         if kind not in ANALYSES:
             raise ValueError(
-                f"analyses: no {kind!r}{did_you_mean(kind, ANALYSES)}; there are {', '.join(ANALYSES)}"
+                f"{where}: no {kind!r}{did_you_mean(kind, ANALYSES)}; there are {', '.join(ANALYSES)}"
             )
-        if kind == "align" and isinstance(given, list | tuple):
-            points = [(one or {}).get("point", "adapter_output") for one in given]
-            if len(set(points)) < len(points):
-                raise ValueError(f"analyses.align: {points} names a hook point twice")
-        elif isinstance(given, list | tuple):
+        if not isinstance(given, list | tuple):
+            continue
+        several = ANALYSES[kind].several
+        if not several:
             raise ValueError(
-                f"analyses.{kind}: got a list, expected one set of options (only align takes several)"
+                f"{where}.{kind}: got a list, expected one set of options (only align and probe take several)"
             )
+        default = ANALYSES[kind].config.__dataclass_fields__[several].default
+        runs = [one.get(several, default) if isinstance(one, Mapping) else default for one in given]
+        if len(set(runs)) < len(runs):
+            raise ValueError(
+                f"{where}.{kind}: {several} {', '.join(map(str, runs))}: one of them stands twice"
+            )
+
+
+def version_of(kind: str) -> int:
+    """The version of what a kind of cell computes."""
+    return CAPTURE_VERSION if kind == "capture" else ANALYSES[kind].version
+
+
+def shares_pass(one: Cell, other: Cell) -> bool:
+    """Whether two cells, gradient norms and projections, can be read from one pass of gradients."""
+    from modegap.analyses.replayed.config import ReplayConfig
+
+    kinds, places = (one.kind, other.kind), [(cell.model, cell.dataset) for cell in (one, other)]
+    if kinds != ("lipschitz", "gradproj") or places[0] != places[1]:
+        return False
+    names = [field.name for field in dataclasses.fields(ReplayConfig)]
+    return all(getattr(one.config, name) == getattr(other.config, name) for name in names)
 
 
 def describe(config: Any) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,13 @@ class DataSpec:
     Attributes:
         dataset: as every command takes it: a name, folder, table, hf:org/name, `lab`.
         options: root, split, limit, labels, media, text, size, seed, as that kind of data set takes them.
+        analyses: options of analyses on this data set, over those of the experiment; null leaves one out here, and one
+            that the experiment does not list runs here only.
     """
 
     dataset: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    analyses: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,8 @@ class Experiment:
         points: hook points captured of the studied models.
         text_points: hook points captured of the text models.
         capture: options of `extract` (rows, batch_size, ...).
-        analyses: name of an analysis to its options, or to a list of them where it runs several times.
+        analyses: name of an analysis to its options; align (at several hook points) and probe (with several poolings)
+            also take a list of them.
         title: heading of the report.
         about: prose on what is studied.
         out: folder of stores, results and report.
@@ -94,6 +101,15 @@ class Experiment:
                 raise ValueError(f"models.{name}.text: {spec.text} is itself studied against a text model")
         if not any(spec.text for spec in self.models.values()):
             raise ValueError("models: none has a `text`, the model that reads the texts; name it")
+
+    def analyses_of(self, data: str) -> dict[str, Any]:
+        """Name of every analysis on a data set to its options there."""
+        own = self.datasets[data].analyses
+        found = {
+            kind: _over(given, own[kind]) if kind in own else given for kind, given in self.analyses.items()
+        }
+        found |= {kind: given for kind, given in own.items() if kind not in found}
+        return {kind: given for kind, given in found.items() if kind not in own or own[kind] is not None}
 
     def studied(self) -> dict[str, ModelSpec]:
         """The models with a text law."""
@@ -170,11 +186,53 @@ def _build(kind: type[Any], given: Any, where: str) -> Any:
         empty = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if empty and name not in given:
             raise ValueError(f"{where}: {name} is missing")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     try:
-        return kind(**values)
+        return kind(**_typed(kind, given, where))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        said = str(error)
+        raise ValueError(said if said.startswith(where) else f"{where}: {said}") from error
+
+
+def _typed(kind: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as the dataclass' annotations want them, lists as tuples.
+
+    Raises:
+        ValueError: a value of another type; names the place.
+    """
+    from jsonargparse import ArgumentError
+
+    parsed: dict[str, Any] = {}
+    for key, value in given.items():
+        if _is_built(value):
+            parsed[key] = value
+            continue
+        try:
+            found = _parser(kind, key).parse_object({key: value})[key]
+        except ArgumentError as error:
+            hint = re.sub(r"<class '([^']+)'>|(?:collections\.abc|typing)\.", r"\1", str(_hints(kind)[key]))
+            raise ValueError(f"{where}.{key}: got {value!r}, expected {hint}") from error
+        parsed[key] = tuple(found) if isinstance(found, list) else found
+    return parsed
+
+
+@cache
+def _parser(kind: Any, key: str) -> Any:
+    """What brings a value into the type of a field, as the command line does."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=_hints(kind)[key])
+    return parser
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a value is a mapping of sections that were checked by themselves."""
+    return isinstance(value, Mapping) and any(dataclasses.is_dataclass(one) for one in value.values())
 
 
 def options_of(kind: type[Any], given: Any, where: str) -> Any:
@@ -184,6 +242,13 @@ def options_of(kind: type[Any], given: Any, where: str) -> Any:
         ValueError: as for every section of the file.
     """
     return _build(kind, {} if given is None else given, where)
+
+
+def _over(base: Any, own: Any) -> Any:
+    """The options of a data set over those of the experiment, in each of several sets of them."""
+    if isinstance(base, list | tuple):
+        return [_over(one, own) for one in base] if isinstance(own, Mapping) else own
+    return {**(base or {}), **own} if isinstance(own, Mapping) else own
 
 
 def _known(where: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

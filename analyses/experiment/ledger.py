@@ -29,7 +29,7 @@ class Entry:
         outcome: `done`, `failed` or `blocked`.
         seconds: what it took.
         files: file it wrote, relative to the folder, to its SHA-256; a store to the hash of its plan.
-        message: why it failed, or what blocked it.
+        message: why it failed, what blocked it, or a remark.
         traceback: of a defect.
         time: seconds since 1970.
     """

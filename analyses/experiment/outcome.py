@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modegap.analyses.result import jsonable
+from modegap.analyses.result import NotebookRepr, jsonable
 from modegap.analyses.table import Column, Table
 
 
@@ -18,7 +18,7 @@ class CellOutcome:
         cell: `<data set>/<model>/<what>`.
         outcome: `done`, `skipped` (done before), `failed`, `blocked` (reads one that failed); `to do` in a dry run.
         seconds: what it took.
-        message: why it failed or is blocked.
+        message: why it failed or is blocked, or a remark.
         file: what it wrote, relative to the experiment's folder.
     """
 
@@ -30,7 +30,7 @@ class CellOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class ExperimentResult:
+class ExperimentResult(NotebookRepr):
     """All cells of a run, and where the report is.
 
     Attributes:

@@ -15,11 +15,11 @@ from modegap.analyses.study import Study, load_study, study_report
 from modegap.analyses.table import Table
 from modegap.engine.errors import EngineError
 
-from .cells import Cell, cells_of, describe, study_folder
+from .cells import Cell, cells_of, describe, shares_pass, study_folder, version_of
 from .config import Experiment, load_experiment
 from .ledger import Entry, Ledger, fingerprint, key_of, locked
 from .outcome import CellOutcome, ExperimentResult
-from .steps import Load, OpenData, Step, Steps
+from .steps import Load, OpenData, Partner, Step, Steps
 
 _SHOWN = 12
 
@@ -34,7 +34,6 @@ def run(
     dry_run: bool = False,
     strict: bool = False,
     report: bool = True,
-    provenance: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ExperimentResult:
     """Compute what an experiment lists and is not done yet, and write its report.
 
@@ -51,7 +50,6 @@ def run(
         dry_run: say what would be done, and do nothing.
         strict: raise the first error instead of going on.
         report: write the report.
-        provenance: further groups of facts for the report.
 
     Raises:
         ValueError: the file, with the place in it.
@@ -69,6 +67,7 @@ def run(
         steps = Steps(experiment, load, open_data, say, device)
         outcomes: dict[str, CellOutcome] = {}
         for cell in cells:
+            steps.partner = _partner(cell, cells, outcomes, ledger, experiment)
             outcomes[cell.name] = _one(cell, outcomes, ledger, steps, experiment, strict)
         steps.release()
         page = None
@@ -76,7 +75,7 @@ def run(
             say("report", 0, 1)
             studies = studies_of(experiment, cells)
             if studies:
-                page = _report(experiment, studies, list(outcomes.values()), provenance, open_data)
+                page = _report(experiment, studies, list(outcomes.values()), open_data)
         return ExperimentResult(experiment.name, tuple(outcomes.values()), page)
 
 
@@ -116,8 +115,30 @@ def _one(
         message = "its file is not complete"
         ledger.add(Entry(cell.name, key, "failed", seconds, message=message))
         return CellOutcome(cell.name, "failed", seconds, message, cell.file)
-    ledger.add(Entry(cell.name, key, "done", seconds, {cell.file: print_}))
-    return CellOutcome(cell.name, "done", seconds, "", cell.file)
+    said = steps.said.pop(cell.name, "")
+    ledger.add(Entry(cell.name, key, "done", seconds, {cell.file: print_}, said))
+    return CellOutcome(cell.name, "done", seconds, said, cell.file)
+
+
+def _partner(
+    cell: Cell,
+    cells: list[Cell],
+    outcomes: Mapping[str, CellOutcome],
+    ledger: Ledger,
+    experiment: Experiment,
+) -> Partner | None:
+    """The cell that the same pass of gradients serves, with its inputs, where it is not done and can be."""
+    for other in cells:
+        if not shares_pass(cell, other):
+            continue
+        ready = all(
+            name in outcomes and outcomes[name].outcome in ("done", "skipped")
+            for name in other.reads.values()
+        )
+        if ready and not ledger.holds(other.name, _key(other, ledger, experiment)):
+            out = Path(experiment.out)
+            return Partner(other, {role: out / outcomes[name].file for role, name in other.reads.items()})
+    return None
 
 
 def _key(cell: Cell, ledger: Ledger, experiment: Experiment) -> str:
@@ -126,12 +147,12 @@ def _key(cell: Cell, ledger: Ledger, experiment: Experiment) -> str:
     for name in cell.reads.values():
         entry = ledger.last.get(name)
         reads += sorted(entry.files.values()) if entry else [None]
-    options = describe(cell.config)
+    options = {"options": describe(cell.config), "version": version_of(cell.kind)}
     if cell.needs_model:
         spec = experiment.models[cell.model]
-        options = {"options": options, "model": [spec.model, spec.revision, spec.dtype]}
+        options["model"] = [spec.model, spec.revision, spec.dtype]
     if cell.kind in ("capture", "captions"):
-        options = {**options, "data": dict(experiment.datasets[cell.dataset].options)}
+        options["data"] = dict(experiment.datasets[cell.dataset].options)
     return key_of(cell.kind, options, reads)
 
 
@@ -162,11 +183,12 @@ def _report(
     experiment: Experiment,
     studies: list[Study],
     outcomes: list[CellOutcome],
-    provenance: Mapping[str, Mapping[str, Any]] | None,
     open_data: OpenData,
 ) -> Path:
     shown = [_with_examples(study, experiment, open_data) for study in studies]
-    made = study_report(shown, title=experiment.title, about=experiment.about, provenance=provenance)
+    made = study_report(
+        shown, title=experiment.title, about=experiment.about, provenance=_lab_facts(experiment)
+    )
     holes = [outcome for outcome in outcomes if outcome.outcome in ("failed", "blocked")]
     if holes:
         table = Table(
@@ -176,6 +198,18 @@ def _report(
         section = Section("What is missing", "missing", prose, [Item(table, name="missing")])
         made = replace(made, sections=[*made.sections, section])
     return write_report(made, Path(experiment.out) / "report")
+
+
+def _lab_facts(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """How the built-in models were trained, where the experiment uses them."""
+    if not any(spec.model.partition(":")[0] == "lab" for spec in experiment.models.values()):
+        return {}
+    from modegap.analyses import lab
+
+    facts = lab.facts()
+    return {
+        "lab": {key: facts[key] for key in ("seed", "content_hash", "versions", "seconds") if key in facts}
+    }
 
 
 def _with_examples(study: Study, experiment: Experiment, open_data: OpenData) -> Study:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 Step = Callable[[str, int, int], None]
 Load = Callable[..., "LoadedModel"]
 OpenData = Callable[..., "Dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """A cell that can be computed with another one, and the files of its roles."""
+
+    cell: Cell
+    paths: dict[str, Path]
 
 
 class Steps:
@@ -39,13 +48,17 @@ class Steps:
         self.experiment, self._load, self._open, self._step = experiment, load, open_data, step
         self.out, self.device = Path(experiment.out), device
         self._loaded: tuple[str, LoadedModel] | None = None
+        self.partner: Partner | None = None
+        self.said: dict[str, str] = {}  # remarks on cells, by name
+        self._ahead: dict[str, Any] = {}  # results that another cell's pass has made already
 
     def run(self, cell: Cell, paths: dict[str, Path]) -> None:
         """Compute a cell from the files of its roles and write its file."""
         target = self.out / cell.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = getattr(self, f"_{cell.kind}")
-        result = work(cell, paths)
+        result = self._ahead.pop(cell.name, None)
+        if result is None:
+            result = getattr(self, f"_{cell.kind}")(cell, paths)
         if result is not None:
             save_result(result, target)
 
@@ -114,9 +127,18 @@ class Steps:
         return pertype(paths["store"], paths["modes"], probes, cell.config, device=self.device, progress=say)
 
     def _lipschitz(self, cell: Cell, paths: dict[str, Path]) -> Any:
-        from modegap.analyses.lipschitz import lipschitz
+        model, say, partner = self._model(cell.model), self._say(cell), self.partner
+        if partner is None or not _same_space(cell, paths["store"], partner.paths["modes"]):
+            from modegap.analyses.lipschitz import lipschitz
 
-        return lipschitz(self._model(cell.model), paths["store"], cell.config, progress=self._say(cell))
+            return lipschitz(model, paths["store"], cell.config, progress=say)
+        from modegap.analyses.gradproj import gradients
+
+        norms, projected = gradients(model, paths["store"], partner.paths["modes"], cell.config, progress=say)
+        # written when its turn comes: a run that ends before then computes it again
+        self._ahead[partner.cell.name] = projected
+        self.said[partner.cell.name] = f"from the pass of {cell.name}"
+        return norms
 
     def _gradproj(self, cell: Cell, paths: dict[str, Path]) -> Any:
         from modegap.analyses.gradproj import gradproj
@@ -165,3 +187,13 @@ class Steps:
         temporary = target.with_name(f".{target.name}.tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(target)
+
+
+def _same_space(cell: Cell, store: Path, modes: Path) -> bool:
+    """Whether modes are as wide as the rows that a replay reads; where not, only the projections must fail."""
+    from modegap.analyses.align import Modes
+    from modegap.stores import ActivationStore
+
+    points = ActivationStore.open(store).points
+    point = cell.config.point or ("adapter_output" if "adapter_output" in points else "text_embedding")
+    return point in points and points[point].width == Modes.load(modes).d

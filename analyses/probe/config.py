@@ -32,6 +32,9 @@ class ProbeConfig:
         control: also fit random classes, for the selectivity: `samples` shuffles the classes over the samples, a
             label column draws one class for each of its values.
         level: coverage of the intervals.
+        pool: which rows a sample's row is the mean of: `stored` takes the store's own mean rows, `all` its tokens,
+            `modality` those that stand for its media; the last two are made of the token rows where the store's mean
+            rows are others.
 
     Raises:
         ValueError: an option out of its range.
@@ -53,6 +56,7 @@ class ProbeConfig:
     calibration: int = 3
     control: str | None = None
     level: float = 0.95
+    pool: Literal["stored", "all", "modality"] = "stored"
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -80,6 +84,8 @@ class ProbeConfig:
             raise ValueError(f"tol: got {self.tol}, expected more than 0")
         if self.calibration < 0 or self.calibration == 1:
             raise ValueError(f"calibration: got {self.calibration}, expected 0 or at least 2 folds")
+        if self.pool not in ("stored", "all", "modality"):
+            raise ValueError(f"pool: got {self.pool!r}, expected 'stored', 'all' or 'modality'")
         if not 0 < self.level < 1:
             raise ValueError(f"level: got {self.level}, expected a number between 0 and 1")
         if self.solver == "sklearn" and self.on_device:

@@ -22,6 +22,7 @@ from .config import ProbeConfig
 from .fit import CellFit, Labelled, fit_point
 from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
+from .pooled import Pool, check_pool, complete_samples, has_pool, pooled_rows, stored_pool
 from .splits import Codes
 
 LEXICAL = "lexical"
@@ -39,7 +40,7 @@ def probe(
     progress: Any = None,
     **options: Any,
 ) -> ProbeResult:
-    """Linear probes of every label at every hook point, on pooled rows.
+    """Linear probes of every label at every hook point, on one row a sample (see `config.pool`).
 
     A label that cannot be probed (one class, too few samples, rows that are not finite) leaves a message in its
     cells and the rest goes on. One hook point's rows are held at a time, as float32 [samples, d]; see `fit_point`
@@ -61,20 +62,18 @@ def probe(
         config or ProbeConfig(), {**{k: v for k, v in given.items() if v is not None}, **options}
     )
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
-    names = _points(store, config.points)
+    names = _points(store, config.points, config.pool)
     classes = {label: label_classes(store, label) for label in label_names(store, config.labels)}
     groups = _column(store, config.group)
     kinds = _column(store, None if config.control == SAMPLES else config.control)
     _check_device(config.device)
-    count = store.rows(names[0], "pooled").n_valid_rows
+    count = min(complete_samples(store, name, config.pool) for name in names)
     if count == 0:
         raise StoreError("the store has no complete sample yet: resume its extraction, then probe")
     cells: dict[tuple[str, str], Cell] = {}
     paths: list[KernelPath] = []
     for point in names:
-        x = store.rows(point, "pooled").read(
-            0, count, np.empty((count, store.points[point].width), np.float32)
-        )
+        x = pooled_rows(store, point, count, config.pool)
         for label, cell, fit in _point(x, point, classes, config, groups, kinds):
             cells[point, label] = cell
             if fit is not None:
@@ -95,7 +94,7 @@ def probe(
         tuple(classes),
         ordered,
         certificate,
-        pool=str(store.provenance.get("pool", "all")),
+        pool=stored_pool(store) if config.pool == "stored" else config.pool,
     )
 
 
@@ -178,17 +177,16 @@ def _check_device(device: str | None) -> None:
         raise ValueError(f"device: got {device!r}, which cannot be used here ({error}); use 'cpu'") from None
 
 
-def _points(store: ActivationStore, wanted: Sequence[str] | None) -> list[str]:
-    pooled = [name for name, info in store.points.items() if info.rows in ("pooled", "both")]
+def _points(store: ActivationStore, wanted: Sequence[str] | None, pool: Pool) -> list[str]:
+    pooled = [name for name in store.points if has_pool(store, name, pool)]
     for name in wanted or ():
         if name not in store.points:
             raise StoreError(unknown_name("hook point", name, store.points))
-        if name not in pooled:
-            raise StoreError(
-                f"{name} has token rows only, probes take pooled rows: extract with rows=pooled or rows=both"
-            )
+        check_pool(store, name, pool)
     if not (wanted or pooled):
-        raise StoreError("no hook point of this store has pooled rows: extract with rows=pooled or rows=both")
+        raise StoreError(
+            f"no hook point of this store has pooled rows (pool={pool}): extract with rows=pooled or rows=both"
+        )
     return sorted(wanted or pooled, key=pipeline_order)
 
 

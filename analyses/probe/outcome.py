@@ -153,7 +153,7 @@ class ProbeResult(NotebookRepr):
         labels: labels.
         cells: one entry a point and label, label by label.
         certificate: of the rows that were read, with the solvers and why they were taken.
-        pool: which rows of a sample the pooled row is the mean of, `all` or `modality`, as the store says.
+        pool: which rows of a sample the pooled row is the mean of, `all` or `modality`.
     """
 
     config: ProbeConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from .text import cell, is_number, slug
 
 @dataclass(frozen=True, slots=True)
 class FigureBlock:
-    """A numbered chart or gallery; `downloads` are (label, file name, data URI)."""
+    """A numbered chart or gallery; `downloads` are (label, file name, data URI), `height` is in pixels."""
 
     number: int
     name: str
@@ -28,6 +29,7 @@ class FigureBlock:
     caption: str
     alt: str
     svg: str = ""
+    height: int = 0
     spec: str = ""
     tiles: Sequence[tuple[Any, str]] = ()
     downloads: Sequence[tuple[str, str, str]] = ()
@@ -126,6 +128,7 @@ class Builder:
             caption=item.caption,
             alt=alt,
             svg=drawing.svg,
+            height=_height(drawing.svg),
             spec=json_for_script(drawing.spec),
             downloads=self._save(name, drawing),
         )
@@ -149,6 +152,8 @@ class Builder:
         name = self._unique("table", stem)
         path = self._path(f"tables/{name}.csv")
         text = table.to_csv(path)
+        latex = table.to_latex(label=f"tab:{name}")
+        self._path(f"tables/{name}.tex").write_text(latex, encoding="utf-8")
         headers = table.headers
         self._tables += 1
         return TableBlock(
@@ -158,14 +163,14 @@ class Builder:
             columns=[column.title for column in headers],
             rows=[
                 [
-                    column.show(value) if column.format else cell(value)
+                    _tied(column.show(value) if column.format else cell(value))
                     for column, value in zip(headers, row, strict=True)
                 ]
                 for row in table.rows
             ],
             numeric=[_numeric([row[j] for row in table.rows]) for j in range(len(headers))],
             notes=[note for note in table.notes if note not in told],
-            downloads=[("CSV", path.name, _csv_uri(text))],
+            downloads=[("CSV", path.name, _uri("csv", text)), ("LaTeX", f"{name}.tex", _uri("x-tex", latex))],
         )
 
     def _save(self, name: str, drawing: Drawing) -> list[tuple[str, str, str]]:
@@ -176,7 +181,7 @@ class Builder:
             path = self._path(f"figures/{name}{f'.{index + 1}' if index else ''}.csv")
             text = rows_to_csv(rows)
             path.write_text(text, encoding="utf-8")
-            downloads.append((f"CSV {index + 1}" if index else "CSV", path.name, _csv_uri(text)))
+            downloads.append((f"CSV {index + 1}" if index else "CSV", path.name, _uri("csv", text)))
         content = drawing.spec if drawing.spec is not None else [dict(row) for row in drawing.tables[0]]
         self._path(f"figures/{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         return downloads
@@ -218,10 +223,21 @@ def _take_title(spec: dict[str, Any]) -> str:
     return " ".join(map(str, text)) if isinstance(text, list) else str(text)
 
 
+def _tied(text: str) -> str:
+    """Keeps `[low, high]` on one line."""
+    return re.sub(r"\[([^][]{1,24}), ([^][]{1,24})\]", "[\\1,\N{NO-BREAK SPACE}\\2]", text)
+
+
+def _height(svg: str) -> int:
+    """Room that a drawing will take, so that the page does not move when it is drawn."""
+    found = re.search(r'<svg[^>]*? height="(\d+)', svg)
+    return int(found[1]) if found else 0
+
+
 def _numeric(values: Sequence[Any]) -> bool:
     known = [value for value in values if value is not None and value != ""]
     return bool(known) and all(is_number(value) for value in known)
 
 
-def _csv_uri(text: str) -> str:
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode("ascii")
+def _uri(kind: str, text: str) -> str:
+    return f"data:text/{kind};charset=utf-8;base64," + base64.b64encode(text.encode()).decode("ascii")

@@ -78,13 +78,15 @@ class Section:
     """A section: paragraphs (separated by blank lines), then the items in order.
 
     An item is a Result (its `figure()`, then its `table()`, with its certificate as badges), an Altair chart,
-    a Table, a `Gallery`, or an `Item` around any of these. `anchor` is the fragment its link uses.
+    a Table, a `Gallery`, or an `Item` around any of these. `anchor` is the fragment its link uses. `parts` follow
+    the items, each with its own heading; parts of parts are not shown.
     """
 
     title: str
     anchor: str
     prose: str = ""
     items: Sequence[Any] = ()
+    parts: Sequence[Section] = ()
 
 
 @dataclass(frozen=True, slots=True)

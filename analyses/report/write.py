@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from . import charts, page
 from .badges import flatten
-from .blocks import Builder, FigureBlock, Group
+from .blocks import Builder, FigureBlock
 from .model import Headline, Report, Section
 from .text import cell, inline, number, paragraphs, slug, span
 
@@ -25,7 +25,7 @@ _FILE_LIST = re.compile(r'<script type="application/json" id="report-files">(.*?
 
 
 def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
-    """Writes `report.html` and, beside it, figures/<name>.svg|png|csv|json and tables/<name>.csv.
+    """Writes `report.html` and, beside it, figures/<name>.svg|png|csv|json and tables/<name>.csv|tex.
 
     Everything is made in a hidden folder first and moved into place when complete, the page last, so that a
     failure leaves an earlier report as it was. Files of the earlier report that the new one lacks are
@@ -44,7 +44,7 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=".report-", dir=folder))
     try:
         builder = Builder(staging)
-        sections = [(section, _anchor(section), builder.groups(section)) for section in report.sections]
+        sections = [_shown(section, builder) for section in report.sections]
         html = _html(report, sections, builder)
         (staging / PAGE).write_text(html, encoding="utf-8", newline="\n")
         stale = _listed_files(folder / PAGE) - set(builder.files)
@@ -61,10 +61,21 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
 def _check(report: Report) -> None:
     if not report.sections:
         raise ValueError("got a report without sections; expected at least one")
-    anchors = [_anchor(section) for section in report.sections]
+    anchors = [_anchor(part) for section in report.sections for part in (section, *section.parts)]
     taken = [anchor for anchor in anchors if anchors.count(anchor) > 1 or anchor in _RESERVED]
     if taken:
         raise ValueError(f"got the section anchor {taken[0]!r} twice, or one that the report uses itself")
+
+
+def _shown(section: Section, builder: Builder) -> dict[str, Any]:
+    """What the template shows of a section and its parts; their files are written on the way."""
+    return {
+        "title": section.title,
+        "anchor": _anchor(section),
+        "prose": paragraphs(section.prose),
+        "groups": builder.groups(section),
+        "parts": [_shown(part, builder) for part in section.parts],
+    }
 
 
 def _anchor(section: Section) -> str:
@@ -81,10 +92,11 @@ def _listed_files(path: Path) -> set[str]:
     return {name for name in names if isinstance(name, str) and _OWNED.fullmatch(name)}
 
 
-def _html(report: Report, sections: list[tuple[Section, str, list[Group]]], builder: Builder) -> str:
+def _html(report: Report, sections: list[dict[str, Any]], builder: Builder) -> str:
     from modegap._version import __version__
 
-    blocks = [block for _, _, groups in sections for group in groups for block in group.blocks]
+    shown = [part for section in sections for part in (section, *section["parts"])]
+    blocks = [block for part in shown for group in part["groups"] for block in group.blocks]
     scripts = [page.script(page.source("report.js"))]
     if any(isinstance(block, FigureBlock) and block.spec for block in blocks):
         scripts.insert(0, page.script(charts.javascript()))
@@ -93,10 +105,7 @@ def _html(report: Report, sections: list[tuple[Section, str, list[Group]]], buil
         report=report,
         summary=[inline(text) for text in report.summary],
         headlines=[_card(headline) for headline in report.headlines],
-        sections=[
-            {"title": section.title, "anchor": anchor, "prose": paragraphs(section.prose), "groups": groups}
-            for section, anchor, groups in sections
-        ],
+        sections=sections,
         certified=builder.certified,
         provenance=[
             (group, [(key.replace("_", " "), cell(value)) for key, value in flatten(facts)])

@@ -1,65 +1,94 @@
-"""The sections on what the decoder does with its input: sensitivity, swaps, GMI and the bounds."""
+"""The topics on what the decoder does with its input: sensitivity, swaps, GMI and the bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from modegap.analyses.report import Item, Section
+from modegap.analyses.report import Item
 from modegap.analyses.report.figures import norm_curves, norm_rows
 
-if TYPE_CHECKING:
-    from .model import Study
+from .model import Study
+from .topics import Made, Topic, one, stacked, tables_of
 
 
-def decoder_sections(studies: Sequence[Study]) -> Iterator[Section]:
-    """One section a kind of experiment that some study has."""
+def _sensitivity(study: Study) -> Made:
+    return [
+        *one("lipschitz", "gradient norms")(study),
+        *one("gradproj", "gradients along modes")(study),
+    ]
+
+
+def _sensitivity_across(studies: Sequence[Study]) -> Made:
     norms = [(study.name, study.lipschitz) for study in studies if study.lipschitz is not None]
-    along = [(study.name, study.gradproj) for study in studies if study.gradproj is not None]
-    items: list[Item] = []
-    if len(norms) > 1:
-        rows = [row for name, one in norms for row in norm_rows(one, name)]
+    items: Made = []
+    if norms:
+        rows = [row for name, found in norms for row in norm_rows(found, name)]
         items.append(Item(norm_curves(rows), name="gradient-norms", title="Gradient norms of the models"))
-    items += [Item(one, name=f"lipschitz-{name}", title=f"{name}: gradient norms") for name, one in norms]
-    items += [
-        Item(one, name=f"gradproj-{name}", title=f"{name}: gradients along modes") for name, one in along
-    ]
-    if items:
-        yield Section("The decoder's sensitivity", "sensitivity", _SENSITIVITY, items)
-    swaps = [
-        Item(study.swap, name=f"swap-{study.name}", title=f"{study.name}: {study.swap.config.by} swapped")
-        for study in studies
+        tables = [(name, found.table()) for name, found in norms]
+        items.append(Item(stacked("L_log of the models", tables), name="lipschitz-models"))
+    along = [(study.name, study.gradproj.table()) for study in studies if study.gradproj is not None]
+    if along:
+        items.append(Item(stacked("Sensitivity along the modes", along), name="gradproj-models"))
+    return items
+
+
+def _access(study: Study) -> Made:
+    if study.gmi is None:
+        return []
+    items = [Item(study.gmi, name=f"gmi-{study.name}", title=f"{study.name}: what the decoder can use")]
+    if study.gmi.attributes:
+        table = study.gmi.attribute_table()
+        items.append(Item(table, name=f"access-{study.name}", title=f"{study.name}: labels"))
+    return items
+
+
+def _access_across(studies: Sequence[Study]) -> Made:
+    found = [(study.name, study.gmi) for study in studies if study.gmi is not None]
+    items = [Item(stacked("GMI under each law", [(n, g.table()) for n, g in found]), name="gmi-models")]
+    labelled = [(name, gmi.attribute_table()) for name, gmi in found if gmi.attributes]
+    if labelled:
+        items.append(Item(stacked("What is held and what can be used", labelled), name="access-models"))
+    return items
+
+
+SENSITIVITY = Topic(
+    "The decoder's sensitivity",
+    "sensitivity",
+    "The gradient of the target's log-likelihood with respect to the adapter's output says how much a small change "
+    "there can do. Its norm, sample by sample, is L_log; its projections on the modes say whether the decoder listens "
+    "to text-aligned directions more than to modality-specific ones.",
+    _sensitivity,
+    _sensitivity_across,
+)
+SWAP = Topic(
+    "Swapping a class's component",
+    "swap",
+    "The mean component of a sample in a subspace is replaced by that of another class, while every position keeps its "
+    "own residual. A decoder that does not use the subspace predicts the same.",
+    lambda study: (
+        [Item(study.swap, name=f"swap-{study.name}", title=f"{study.name}: {study.swap.config.by} swapped")]
         if study.swap is not None
-    ]
-    if swaps:
-        yield Section("Swapping a class's component", "swap", _SWAP, swaps)
-    yield from _access(studies)
-
-
-def _access(studies: Sequence[Study]) -> Iterator[Section]:
-    items: list[Item] = []
-    for study in studies:
-        if study.gmi is None:
-            continue
-        items.append(
-            Item(study.gmi, name=f"gmi-{study.name}", title=f"{study.name}: what the decoder can use")
-        )
-        if study.gmi.attributes:
-            table = study.gmi.attribute_table()
-            items.append(Item(table, name=f"access-{study.name}", title=f"{study.name}: labels"))
-    if items:
-        yield Section("What the decoder can use", "gmi", _ACCESS, items)
-    found: list[Item] = []
-    for study in studies:
-        if study.bound is None:
-            continue
-        found.append(Item(study.bound, name=f"bound-{study.name}", title=f"{study.name}: bound on the gap"))
-        found += [
-            Item(table, name=f"bound-{study.name}-{number}", title=table.title)
-            for number, table in enumerate(study.bound.tables()[1:], 2)
-        ]
-    if found:
-        yield Section("The bounds", "bounds", _BOUNDS, found)
+        else []
+    ),
+    tables_of("swap", "Swaps"),
+)
+ACCESS = Topic(
+    "What the decoder can use",
+    "gmi",
+    "GMI is the information that a decoder with the wrong rule can still use. For a label it is compared with what a "
+    "calibrated probe reads from the same rows: the difference is present and out of the decoder's reach.",
+    _access,
+    _access_across,
+)
+BOUNDS = Topic(
+    "The bounds",
+    "bounds",
+    "Theorem 2 bounds the change of GMI between the two laws by the decoder's Lipschitz constant, the diameter of the "
+    "representations and the transport distance of the laws; Theorem 3 the loss of a probe. Both stand beside what "
+    "was measured.",
+    one("bound", "bound on the gap"),
+    tables_of("bound", "Bounds on the gap"),
+)
 
 
 def decoder_findings(study: Study) -> Iterator[str]:
@@ -89,23 +118,3 @@ def _access_findings(study: Study) -> Iterator[str]:
     )
     if said:
         yield f"**{study.name}**: of the labels, in nats: {said}."
-
-
-_SENSITIVITY = (
-    "The gradient of the target's log-likelihood with respect to the adapter's output says how much a small change "
-    "there can do. Its norm, sample by sample, is L_log; its projections on the modes say whether the decoder listens "
-    "to text-aligned directions more than to modality-specific ones."
-)
-_SWAP = (
-    "The mean component of a sample in a subspace is replaced by that of another class, while every position keeps its "
-    "own residual. A decoder that does not use the subspace predicts the same."
-)
-_ACCESS = (
-    "GMI is the information that a decoder with the wrong rule can still use. For a label it is compared with what a "
-    "calibrated probe reads from the same rows: the difference is present and out of the decoder's reach."
-)
-_BOUNDS = (
-    "Theorem 2 bounds the change of GMI between the two laws by the decoder's Lipschitz constant, the diameter of the "
-    "representations and the transport distance of the laws; Theorem 3 the loss of a probe. Both stand beside what "
-    "was measured."
-)

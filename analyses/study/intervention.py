@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from modegap.analyses.lora.outcome import CONTROL, LABEL
-from modegap.analyses.report import Item, Section
+from modegap.analyses.report import Item
+
+from .topics import Topic, stacked
 
 if TYPE_CHECKING:
     from modegap.analyses.lora import LoraResult
@@ -21,21 +23,22 @@ _PROSE = (
 )
 
 
-def intervention_sections(studies: Sequence[Study]) -> Iterator[Section]:
-    """One section with every intervention, where there is one."""
+def _own(study: Study) -> list[Item]:
     items: list[Item] = []
-    for study in studies:
-        for one in study.lora:
-            name = f"lora-{study.name}-{one.label}"
-            items.append(Item(one, name=name, title=f"{study.name}: trained for {one.label}"))
-            items += [
-                Item(
-                    table, name=f"{name}-{number}", title=f"{study.name}, {one.label}: {table.title.lower()}"
-                )
-                for number, table in enumerate(one.tables()[1:], 2)
-            ]
-    if items:
-        yield Section("A change of the objective", "lora", _PROSE, items)
+    for one in study.lora:
+        name = f"lora-{study.name}-{one.label}"
+        items.append(Item(one, name=name, title=f"{study.name}: trained for {one.label}"))
+        items += [Item(table, name=f"{name}-{number}") for number, table in enumerate(one.tables()[1:], 2)]
+    return items
+
+
+def _across(studies: Sequence[Study]) -> list[Item]:
+    """The comparison tables of all studies as one."""
+    found = [(f"{study.name}, {one.label}", one.table()) for study in studies for one in study.lora]
+    return [Item(stacked("Trained for a label", found), name="lora-models")]
+
+
+INTERVENTION = Topic("A change of the objective", "lora", _PROSE, _own, _across)
 
 
 def intervention_findings(study: Study) -> Iterator[str]:

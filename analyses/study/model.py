@@ -47,6 +47,7 @@ class Study:
         name: what tables and figures call the model.
         modes: alignments, the first being the one that the headline quotes.
         probes: probes along the hook points.
+        media_probes: the same with mean rows over the media tokens alone.
         ablation: the causal ablation.
         lipschitz: gradient norms of the decoder.
         gradproj: its sensitivity along the modes.
@@ -64,6 +65,7 @@ class Study:
     name: str
     modes: tuple[Modes, ...] = ()
     probes: ProbeResult | None = None
+    media_probes: ProbeResult | None = None
     ablation: AblationResult | None = None
     lipschitz: LipschitzResult | None = None
     gradproj: GradprojResult | None = None
@@ -107,9 +109,13 @@ def load_study(folder: str | Path) -> Study:
             trained.append(result)
             continue
         kind = next(name for name, cls in _ONCE.items() if isinstance(result, cls))
+        if isinstance(result, ProbeResult) and result.pool == "modality":
+            kind = "media_probes"
         if kind in once:
             raise ValueError(f"{folder} holds two results of the kind {kind}; move {file.name} elsewhere")
         once[kind] = result
+    if "probes" not in once and "media_probes" in once:  # the store's only pooling
+        once["probes"] = once.pop("media_probes")
     if not modes and not once and not trained:
         raise ValueError(
             f"{folder} holds no results; run `modegap align MODAL TEXT --out {folder}/modes.safetensors`"

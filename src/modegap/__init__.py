@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modegap.analyses.ablate import ablate
     from modegap.analyses.align import Modes, align
     from modegap.analyses.bound import bound
+    from modegap.analyses.compare import beside_published, encoders, pooling
     from modegap.analyses.distance import distance
     from modegap.analyses.gmi import gmi
     from modegap.analyses.gradproj import gradients, gradproj
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
+    from modegap.analyses.study import load_study
     from modegap.analyses.swap import swap
     from modegap.engine.batch import ActivationBatch
     from modegap.engine.capture import ExtractConfig, extract, extract_moments, record
@@ -58,10 +60,12 @@ _HOME = {
     "adopt": "modegap.engine.models",
     "align": "modegap.analyses.align",
     "batches": "modegap.engine.datasets",
+    "beside_published": "modegap.analyses.compare",
     "bound": "modegap.analyses.bound",
     "check_reduction": "modegap.engine.reduction_checks",
     "dataset": "modegap._facade",
     "distance": "modegap.analyses.distance",
+    "encoders": "modegap.analyses.compare",
     "extract": "modegap.engine.capture",
     "extract_moments": "modegap.engine.capture",
     "gmi": "modegap.analyses.gmi",
@@ -69,9 +73,11 @@ _HOME = {
     "gradproj": "modegap.analyses.gradproj",
     "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
+    "load_study": "modegap.analyses.study",
     "lora": "modegap.analyses.lora",
     "open": "modegap._facade",
     "pertype": "modegap.analyses.pertype",
+    "pooling": "modegap.analyses.compare",
     "probe": "modegap.analyses.probe",
     "record": "modegap.engine.capture",
     "reduce": "modegap.engine.reduce",
@@ -102,10 +108,12 @@ __all__ = [
     "adopt",
     "align",
     "batches",
+    "beside_published",
     "bound",
     "check_reduction",
     "dataset",
     "distance",
+    "encoders",
     "extract",
     "extract_moments",
     "gmi",
@@ -113,9 +121,11 @@ __all__ = [
     "gradproj",
     "lipschitz",
     "load",
+    "load_study",
     "lora",
     "open",
     "pertype",
+    "pooling",
     "probe",
     "record",
     "reduce",

@@ -44,6 +44,7 @@ COMMANDS = {
     "probe": "linear probes of every label along the hook points",
     "distance": "Wasserstein, MMD and CKA between modal and text rows",
     "pertype": "in which modes the classes of each label differ",
+    "compare": "poolings, models under one text law, and the published numbers side by side",
     "run": "a whole experiment from a YAML file: models x data sets x analyses, resumed by content",
     "bench": "time every operation beside the code and libraries one would use without it",
     "report": "one self-contained HTML file from saved results",

@@ -9,16 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from modegap import cli
 from modegap._facade import load, unsifted_dataset
 from modegap.analyses.experiment import ExperimentResult, cells_of, load_experiment, run, shipped
+from modegap.analyses.experiment import cells as cells_module
 from modegap.analyses.experiment.ledger import Entry, Ledger, locked
+from modegap.analyses.lipschitz.gradients import gradient_pass
+from modegap.analyses.study import load_study
 from modegap.engine.errors import EngineError
 
 SMALL: dict[str, Any] = {
@@ -132,6 +138,92 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert set(Ledger(tmp_path / "out").last) == set(found)
 
 
+def test_norms_and_projections_take_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(replay: Any, *args: Any, **options: Any) -> Any:
+        passes.append(bool(args))
+        return gradient_pass(replay, *args, **options)
+
+    for module in ("lipschitz", "gradproj"):
+        monkeypatch.setattr(f"modegap.analyses.{module}.compute.gradient_pass", counted)
+    few = {"n_samples": 8, "batch_size": 8, "draws": 20}
+    analyses = {"align": {"interval": None}, "lipschitz": few, "gradproj": few}
+    file = write(tmp_path / "one.yaml", analyses=analyses)
+    first = go(file, report=False)
+    assert first.exit_code == 0
+    assert passes == [True]
+    said = {cell.cell: cell.message for cell in first.cells}
+    assert said["lab/aligned/gradproj"] == "from the pass of lab/aligned/lipschitz"
+    assert Ledger(tmp_path / "out").last["lab/aligned/gradproj"].message == said["lab/aligned/gradproj"]
+    study = load_study(tmp_path / "out" / "aligned")
+    assert study.lipschitz is not None
+    assert study.gradproj is not None
+
+    # the norms are there: the projections alone are made again, and are the same
+    (tmp_path / "out" / "aligned" / "gradproj.json").unlink()
+    go(file, report=False)
+    assert passes == [True, True]
+    again = load_study(tmp_path / "out" / "aligned").gradproj
+    assert again is not None
+    np.testing.assert_allclose(again.g, study.gradproj.g, rtol=1e-6)
+
+    # with other options each takes its own
+    other = {**analyses, "gradproj": {**few, "n_samples": 6}}
+    go(write(tmp_path / "two.yaml", analyses={**other, "lipschitz": {**few, "seed": 1}}), report=False)
+    assert passes == [True, True, False, True]
+
+
+def test_modes_of_another_width_fail_by_themselves(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "x.yaml",
+        points=["encoder_output", "adapter_output"],
+        analyses={
+            "align": {"point": "encoder_output", "text_point": "text_embedding", "interval": None},
+            "lipschitz": {"n_samples": 4, "batch_size": 4, "draws": 20},
+            "gradproj": {"n_samples": 4, "batch_size": 4, "draws": 20},
+        },
+    )
+    found = outcomes(go(file, report=False))
+    assert found["aligned/align-encoder_output"] == "failed"  # 96 channels against 128
+    assert found["aligned/gradproj"] == "blocked"
+    assert found["aligned/lipschitz"] == "done"
+
+
+def test_a_data_set_has_options_of_its_own(tmp_path: Path) -> None:
+    sets = {
+        "lab": {
+            "dataset": "lab",
+            "options": {"size": 60},
+            "analyses": {"ablate": None, "distance": {"pca": 8}},
+        },
+        "other": {"dataset": "lab", "options": {"size": 90}, "analyses": {"probe": {"labels": ["size"]}}},
+    }
+    analyses = {**SMALL["analyses"], "probe": [{"seeds": [0]}, {"seeds": [0], "pool": "modality"}]}
+    planned = cells_of(load_experiment(write(tmp_path / "x.yaml", datasets=sets, analyses=analyses)))
+    cells = {cell.name: cell for cell in planned}
+    assert "lab/aligned/ablate" not in cells
+    assert "other/aligned/ablate" in cells
+    assert "other/aligned/distance" not in cells
+    assert cells["lab/aligned/distance"].config.pca == 8
+    assert cells["lab/aligned/probe"].config.labels is None
+    both = [cells[f"other/aligned/probe{suffix}"] for suffix in ("", "-modality")]
+    assert [(c.config.labels, c.config.pool, c.config.seeds) for c in both] == [
+        (("size",), "stored", (0,)),
+        (("size",), "modality", (0,)),
+    ]
+    assert [c.file for c in both] == ["other/aligned/probes.json", "other/aligned/probes-modality.json"]
+
+
+def test_a_newer_analysis_is_run_again(
+    done: tuple[Path, ExperimentResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = {**cells_module.ANALYSES, "probe": replace(cells_module.ANALYSES["probe"], version=2)}
+    monkeypatch.setattr(cells_module, "ANALYSES", newer)
+    planned = outcomes(go(done[0], dry_run=True))
+    assert {name for name, outcome in planned.items() if outcome == "to do"} == {"aligned/probe"}
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(EngineError, match="another run"), locked(tmp_path):
         pass
@@ -162,6 +254,11 @@ def test_a_ledger_line_after_a_torn_one_is_kept(tmp_path: Path) -> None:
         ({"models": {}}, "must list at least one"),
         ({"models": {"../a": {"model": "x", "text": "t"}, "t": {"model": "y"}}}, "names a folder"),
         ({"datasets": {"d": {}}}, "datasets.d: dataset is missing"),
+        ({"points": "adapter_output"}, "x.yaml.points: got 'adapter_output', expected Sequence[str]"),
+        ({"analyses": ["align"]}, "x.yaml.analyses: got ['align'], expected Mapping[str, Any]"),
+        ({"models": {"a": {"model": 3}}}, "models.a.model: got 3, expected str"),
+        ({"datasets": {"d": {"dataset": "lab", "options": "small"}}}, "datasets.d.options: got 'small'"),
+        ({"datasets": {"d": {"dataset": "lab", "analysis": {}}}}, "did you mean 'analyses'"),
     ],
 )
 def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -172,12 +269,23 @@ def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, 
 @pytest.mark.parametrize(
     ("analyses", "message"),
     [
-        ({"prob": {}}, "no 'prob'; did you mean 'probe'"),
+        ({"prob": {}}, "analyses: no 'prob'; did you mean 'probe'"),
         ({"probe": {"label": []}}, "analyses.probe: unknown key 'label'"),
         ({"probe": {"C": -1}}, "analyses.probe: C: got -1"),
+        ({"probe": {"seeds": 3}}, "analyses.probe.seeds: got 3, expected Sequence[int]"),
+        (
+            {"probe": {"labels": "digit"}},
+            "analyses.probe.labels: got 'digit', expected Sequence[str] | None",
+        ),
+        ({"probe": {"law": "papr"}}, "analyses.probe.law: got 'papr', expected Literal['default', 'paper']"),
         ({"ablate": {}}, "analyses.ablate reads align"),
-        ({"probe": [{}, {}]}, "expected one set of options"),
-        ({"align": [{}, {}]}, "names a hook point twice"),
+        ({"distance": [{}, {}]}, "expected one set of options"),
+        (
+            {"align": [{}, {}]},
+            "analyses.align: point adapter_output, adapter_output: one of them stands twice",
+        ),
+        ({"probe": [{"pool": "all"}, {"pool": "all"}]}, "analyses.probe: pool all, all"),
+        ({"probe": ["all"]}, "analyses.probe: got 'all', expected settings by name"),
     ],
 )
 def test_mistakes_in_the_analyses_name_the_place(tmp_path: Path, analyses: Any, message: str) -> None:
@@ -191,8 +299,14 @@ def test_shipped_experiments_have_a_plan() -> None:
     counts = {name: len(cells_of(load_experiment(name))) for name in shipped()}
     paper = cells_of(load_experiment("paper"))
     assert counts["lab"] == 1 + 2 * 7
-    # 4 texts (one decoder a data set) and 9 pairs of 1 capture and 11 analyses
-    assert counts["paper"] == 4 + 9 * 12
+    kinds = Counter(cell.kind for cell in paper)
+    # 9 pairs of a model and a data set, and 4 texts: one decoder a data set
+    assert kinds == {
+        **dict.fromkeys(("distance", "pertype", "lipschitz", "gradproj", "ablate", "gmi", "bound"), 9),
+        **{"capture": 9 + 4, "align": 3 * 9, "probe": 2 * 9, "swap": 4},
+    }
+    media = next(cell for cell in paper if cell.name == "cremad/ultravox/probe-modality")
+    assert (media.config.pool, media.config.labels) == ("modality", ("emotion", "speaker", "lexical"))
     assert len({cell.file for cell in paper}) == len(paper)
     seen: set[str] = set()
     for cell in paper:

@@ -17,6 +17,7 @@ from modegap.analyses.probe import ProbeConfig, ProbeResult, probe
 from modegap.analyses.probe.grid import _point
 from modegap.analyses.probe.intervals import wilson_interval
 from modegap.analyses.probe.labels import categories, classes_of, first_top_word, tertiles
+from modegap.analyses.probe.pooled import pooled_rows
 from modegap.analyses.saved import load_result, save_result
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
 from modegap.stores.errors import StoreError
@@ -353,3 +354,79 @@ def test_the_solver_is_on_the_certificate_and_results_come_back(
     assert load_result(save_result(found, tmp_path / "p.json")) == found
     with pytest.raises(ValueError, match="device: got 'nowhere'"):
         probe(store, device="nowhere")
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, dict[str, np.ndarray]]:
+    """Token and pooled rows; the class is in the image tokens, what text tokens hold is noise around 5."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(4, 9, N)
+    points = {
+        "both": PointPlan(WIDTH, "both", lengths, "float32", stream="llm"),
+        "alone": PointPlan(WIDTH, "tokens", lengths, "float32", stream="llm"),
+    }
+    labels = {"colour": [["red", "green", "blue"][i % 3] for i in range(N)]}
+    plan = StorePlan(points, [f"s{i}" for i in range(N)], labels)
+    path = tmp_path_factory.mktemp("ragged") / "s.zarr"
+    means: dict[str, list[np.ndarray]] = {"all": [], "modality": []}
+    with ActivationStore.create(path, plan).writer() as writer:
+        for i, length in enumerate(lengths.tolist()):
+            modality = np.ones(length, np.uint8)
+            modality[1 : 1 + length // 2] = 2
+            rows = rng.standard_normal((length, WIDTH)) * 0.5
+            rows[modality == 2, i % 3] += 2
+            rows[modality == 1] += 5 * rng.standard_normal((1, WIDTH))
+            rows = rows.astype(np.float32)
+            means["all"].append(rows.mean(axis=0))
+            means["modality"].append(rows[modality == 2].astype(np.float64).mean(axis=0))
+            columns = {"llm": (np.arange(length, dtype=np.int32), modality)}
+            writer.put(i, {"both": SampleRows(rows, rows.mean(axis=0)), "alone": SampleRows(rows)}, columns)
+    return ActivationStore.open(path), {name: np.array(found, np.float32) for name, found in means.items()}
+
+
+def test_media_tokens_are_pooled_from_the_stored_token_rows(
+    ragged: tuple[ActivationStore, dict[str, np.ndarray]],
+) -> None:
+    store, means = ragged
+    y = np.array(store.labels["colour"].values)
+    found = probe(store, pool="modality")
+    assert found.pool == "modality"
+    assert found.points == ("both", "alone")
+    for point in found.points:
+        scores = [score.accuracy for score in found.cell(point, "colour").scores]
+        assert scores == direct(means["modality"], y, [42, 43, 44, 45, 46])[0]
+    stored = probe(store)
+    assert (stored.pool, stored.points) == ("all", ("both",))
+    tokens = probe(store, ["alone"], pool="all")
+    assert tokens.pool == "all"
+    assert tokens.cell("alone", "colour").accuracy == pytest.approx(
+        np.mean(direct(means["all"], y, [42, 43, 44, 45, 46])[0])
+    )
+    assert (found.cell("both", "colour").accuracy or 0) > (stored.cell("both", "colour").accuracy or 1)
+    np.testing.assert_allclose(pooled_rows(store, "alone", N, "all"), means["all"], rtol=1e-6, atol=1e-6)
+    assert pooled_rows(store, "both", 7, "modality").shape == (7, WIDTH)
+
+
+def test_a_pooling_that_is_not_there_says_how_to_get_it(
+    store: ActivationStore, ragged: tuple[ActivationStore, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match=r"no hook point of this store has pooled rows \(pool=modality\)"):
+        probe(store, pool="modality")
+    with pytest.raises(StoreError, match="extract with rows=both, or with pool=modality"):
+        probe(store, ["llm_final"], pool="modality")
+    with pytest.raises(StoreError, match="or give pool=all"):
+        probe(ragged[0], ["alone"])
+    with pytest.raises(ValueError, match="pool: got 'media'"):
+        ProbeConfig(pool="media")  # type: ignore[arg-type]
+    plan = StorePlan(
+        {"llm_final": PointPlan(4, "tokens", np.full(6, 2), "float32", stream="llm")},
+        list("abcdef"),
+        {"x": ["u", "v"] * 3},
+    )
+    path = tmp_path / "text.zarr"
+    with ActivationStore.create(path, plan).writer() as writer:
+        for i in range(6):
+            columns = {"llm": (np.zeros(2, np.int32), np.ones(2, np.uint8))}
+            writer.put(i, {"llm_final": SampleRows(np.ones((2, 4), np.float32))}, columns)
+    with pytest.raises(StoreError, match="6 of 6 samples, 'a' first, have no media tokens at llm_final"):
+        probe(path, pool="modality")

@@ -140,11 +140,9 @@ def test_every_figure_has_its_four_files(written: Path, page: Page) -> None:
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
         assert (figures / f"{name}.csv").stat().st_size > 100
         json.loads((figures / f"{name}.json").read_text(encoding="utf-8"))
+    tables = ("modes-fake", "five", "ablation-fake", "probes-table")
     assert {path.name for path in (written.parent / "tables").iterdir()} == {
-        "modes-fake.csv",
-        "five.csv",
-        "ablation-fake.csv",
-        "probes-table.csv",
+        f"{name}.{kind}" for name in tables for kind in ("csv", "tex")
     }
 
 
@@ -172,8 +170,8 @@ def test_a_table_s_csv_holds_its_numbers_in_full(written: Path) -> None:
 
 def test_the_page_alone_holds_the_data_of_every_figure_and_table(written: Path, page: Page) -> None:
     links = {str(a["download"]): a["href"] for a in page.of("a") if a.get("download")}
-    files = [*written.parent.glob("figures/*.csv"), *written.parent.glob("tables/*.csv")]
-    assert len(files) == 9
+    files = [*written.parent.glob("figures/*.csv"), *written.parent.glob("tables/*")]
+    assert len(files) == 5 + 2 * 4
     for path in files:
         in_page = [decode(a["href"]) for a in page.of("a") if a.get("download") == path.name]
         assert path.read_text(encoding="utf-8") in in_page
@@ -221,7 +219,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_failure_leaves_the_earlier_report_as_it_was(tmp_path: Path) -> None:
     write_report(small(table()), tmp_path)
     before = contents(tmp_path)
-    assert set(before) == {"report.html", "tables/one-table.csv"}
+    assert set(before) == {"report.html", "tables/one-table.csv", "tables/one-table.tex"}
     with pytest.raises(OSError, match="no space"):
         write_report(small(table("Other", 3), Broken(None, table())), tmp_path)
     assert contents(tmp_path) == before
@@ -235,7 +233,7 @@ def test_a_new_report_takes_away_the_old_one_s_files_and_no_others(tmp_path: Pat
     )
     (tmp_path / "figures" / "mine.png").write_bytes(b"mine")
     write_report(small(Item(table(), name="new")), tmp_path)
-    assert set(contents(tmp_path)) == {"report.html", "tables/new.csv", "figures/mine.png"}
+    assert set(contents(tmp_path)) == {"report.html", "tables/new.csv", "tables/new.tex", "figures/mine.png"}
 
 
 def test_a_forged_list_of_files_removes_nothing_outside(tmp_path: Path) -> None:
@@ -251,7 +249,7 @@ def test_a_forged_list_of_files_removes_nothing_outside(tmp_path: Path) -> None:
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     write_report(small(table(), table(), table()), tmp_path)
-    assert {p.name for p in tmp_path.glob("tables/*")} == {
+    assert {p.name for p in tmp_path.glob("tables/*.csv")} == {
         "one-table.csv",
         "one-table-2.csv",
         "one-table-3.csv",

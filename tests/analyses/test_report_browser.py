@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modegap.analyses.report import write_report
+from modegap.analyses.study import study_report
 from tests.analyses.report_fakes import demo_report
 from tests.analyses.test_report import HOSTILE
 from tests.browser import Browser, Page, find_chromium
@@ -36,6 +38,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(demo_report(), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with every kind of result."""
+    made = runpy.run_path(str(Path(__file__).with_name("result_examples.py")))
+    studies = [study for study in made["studies"]() if study.name.endswith("librispeech")]
+    return write_report(study_report(studies), tmp_path_factory.mktemp("models"))
 
 
 def drawn(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False) -> Page:
@@ -85,6 +95,41 @@ def test_without_scripts_the_drawings_stand_in(browser: Browser, report: Path) -
         box = page.call("DOM.getBoxModel", nodeId=node)["model"]
         assert box["width"] > 300
         assert box["height"] > 80
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_models_side_by_side_fit(browser: Browser, models: Path, width: int) -> None:
+    page = drawn(browser, models, width=width)
+    charts = page.evaluate(CHARTS)
+    names = {name for name, *_ in charts}
+    assert {
+        "degradation",
+        "published",
+        "encoders",
+        "probe-overview",
+        "pooling-ultravox-on-librispeech",
+    } <= names
+    assert len(charts) >= 28
+    for name, state, _, needed, room in charts:
+        assert (name, state) == (name, "drawn")
+        assert needed <= room + 1, name
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.problems == []
+    broken = page.evaluate(
+        "[...document.querySelectorAll('.toc a')].map((a) => a.hash.slice(1))"
+        ".filter((id) => !document.getElementById(id))"
+    )
+    assert broken == []
+    # only the parts of the section in view are listed
+    page.evaluate("location.hash = '#model-qwen2audio-on-librispeech'; 1")
+    page.wait_for(
+        "document.querySelector('.toc a[aria-current]')?.hash === '#model-qwen2audio-on-librispeech'"
+    )
+    shown = page.evaluate(
+        "document.querySelector('.toc details').open = true,"
+        " [...document.querySelectorAll('.toc ol ol')].filter((list) => list.offsetHeight > 0).length"
+    )
+    assert shown == 1
 
 
 def test_a_figure_can_be_saved_under_the_page_s_own_policy(browser: Browser, report: Path) -> None:

@@ -148,6 +148,8 @@ def test_rows_of_probes_leave_out_what_was_not_fitted(results: tuple[Modes, Prob
         "point": "adapter_output",
         "accuracy": cell.accuracy,
         "std": cell.accuracy_std,
+        "low": cell.interval()[0],
+        "high": cell.interval()[1],
         "chance": 0.5,
         "model": "lab",
     }

@@ -8,6 +8,7 @@ from .ablation import ablation_effect, ablation_rows, sweep_effect, sweep_rows
 from .access import access_bars, access_rows, law_bars, law_rows
 from .bounds import bound_ladder, bound_rows
 from .modes import mode_rows, mode_spectrum
+from .overview import change_rows, changes, degradation_scatter, probe_overview
 from .probes import probe_curves, probe_rows
 from .sensitivity import norm_curves, norm_rows, sensitivity, sensitivity_rows
 from .swap import swap_rows, swap_scatter
@@ -19,6 +20,9 @@ __all__ = [
     "access_rows",
     "bound_ladder",
     "bound_rows",
+    "change_rows",
+    "changes",
+    "degradation_scatter",
     "law_bars",
     "law_rows",
     "mode_rows",
@@ -26,6 +30,7 @@ __all__ = [
     "norm_curves",
     "norm_rows",
     "probe_curves",
+    "probe_overview",
     "probe_rows",
     "sensitivity",
     "sensitivity_rows",

@@ -56,10 +56,8 @@ def bound_ladder(rows: Sequence[Row]) -> alt.Chart:
         .encode(
             x=alt.X("power:Q", title="log10 of nats a token", scale=alt.Scale(zero=False, padding=12)),
             y=alt.Y("pair:N", title=None, sort=pairs, axis=alt.Axis(labelLimit=260, grid=True)),
-            color=alt.Color(
-                "kind:N", scale=alt.Scale(domain=KINDS, range=palette), legend=alt.Legend(title=None)
-            ),
-            shape=alt.Shape("kind:N", scale=alt.Scale(domain=KINDS), legend=None),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=KINDS, range=palette), title=None),
+            shape=alt.Shape("kind:N", scale=alt.Scale(domain=KINDS), title=None),
             tooltip=[
                 alt.Tooltip("pair:N"),
                 alt.Tooltip("kind:N", title="what"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from modegap.analyses.report.theme import CATEGORIES, MODALITY_SPECIFIC, NEUTRAL, TEXT_ALIGNED
+from modegap.analyses.report.theme import NEUTRAL
 
 from .axes import Row, grid
+from .overview import series_scales
 
 if TYPE_CHECKING:
     import altair as alt
@@ -23,6 +24,7 @@ def probe_rows(result: ProbeResult, model: str = "") -> list[dict[str, Any]]:
             "point": cell.point,
             "accuracy": cell.accuracy,
             "std": cell.accuracy_std,
+            **dict(zip(("low", "high"), cell.interval(result.config.level) or (None, None), strict=True)),
             "chance": cell.chance,
             "model": model,
         }
@@ -35,8 +37,8 @@ def probe_curves(rows: Sequence[Row]) -> alt.ConcatChart:
     """Probe accuracy along the hook points, one panel a label, with error bars and the chance line (dashed).
 
     Args:
-        rows: `label`, `point`, `accuracy` (0..1), `std` (over the splits, or None), `chance` (0..1) and, to
-            compare models, `model`. Points are drawn in order of first appearance.
+        rows: `label`, `point`, `accuracy` (0..1), `low` and `high` (else `std` over the splits gives the bars, or is
+            None), `chance` (0..1) and, to compare models, `model`. Points are drawn in order of first appearance.
 
     Raises:
         ValueError: no rows.
@@ -48,9 +50,9 @@ def probe_curves(rows: Sequence[Row]) -> alt.ConcatChart:
     drawn = [
         {
             "model": "",
-            **row,
             "low": max(row["accuracy"] - (row.get("std") or 0.0), 0.0),
             "high": min(row["accuracy"] + (row.get("std") or 0.0), 1.0),
+            **row,
         }
         for row in rows
     ]
@@ -65,15 +67,15 @@ def probe_curves(rows: Sequence[Row]) -> alt.ConcatChart:
         "scale": alt.Scale(domain=[0, 1]),
         "axis": alt.Axis(format="%", tickCount=5),
     }
-    # Blue first, so that one model alone does not take the colour of modality-specific modes.
-    palette = [TEXT_ALIGNED, MODALITY_SPECIFIC, *CATEGORIES[2:]]
     legend = alt.Legend(title=None) if several else None
-    color = alt.Color("model:N", scale=alt.Scale(domain=models, range=palette), legend=legend)
+    color = alt.Color("model:N", scale=series_scales(models)[0], legend=legend)
     tooltip = [
         alt.Tooltip("label:N"),
         alt.Tooltip("point:N", title="hook point"),
         *([alt.Tooltip("model:N")] if several else []),
         alt.Tooltip("accuracy:Q", format=".1%"),
+        alt.Tooltip("low:Q", title="from", format=".1%"),
+        alt.Tooltip("high:Q", title="to", format=".1%"),
         alt.Tooltip("std:Q", title="std over splits", format=".1%"),
         alt.Tooltip("chance:Q", format=".1%"),
     ]

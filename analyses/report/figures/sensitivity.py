@@ -112,9 +112,9 @@ def sensitivity(rows: Sequence[Row], *, isotropic: float, threshold: float = 0.5
     color = alt.Color(
         "kind:N",
         scale=alt.Scale(domain=KINDS, range=[MODALITY_SPECIFIC, TEXT_ALIGNED]),
-        legend=alt.Legend(title=None),
+        title=None,
     )
-    shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["diamond", "circle"]), legend=None)
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=KINDS, range=["diamond", "circle"]), title=None)
     x = {**log_axis("alignment ρ", [row["rho"] for row in kept])}
     y = {**log_axis("sensitivity g", [*(row["g"] for row in kept), isotropic])}
     base = alt.Chart()

@@ -48,6 +48,28 @@
     return spec;
   }
 
+  // Legends in as many columns as fit, and names on an axis no longer than a third of the room.
+  function squeeze(part, available) {
+    if (Array.isArray(part)) part.forEach((one) => squeeze(one, available));
+    if (!part || typeof part !== "object" || Array.isArray(part)) return;
+    for (const [channel, given] of Object.entries(part.encoding || {})) {
+      if (["color", "shape", "opacity"].includes(channel) && given.field && given.legend !== null) {
+        const names = (given.scale && given.scale.domain) || [];
+        const longest = Math.max(16, ...names.map((name) => String(name).length));
+        const most = Math.max(1, Math.floor(available / (longest * 6.3 + 34)));
+        given.legend = { ...given.legend, labelLimit: available - 40 };
+        if (!names.length || names.length > most) given.legend.columns = most;
+      }
+      if (channel === "y" && given.type === "nominal" && given.axis !== null) {
+        const limit = (given.axis && given.axis.labelLimit) || 180;
+        given.axis = { ...given.axis, labelLimit: Math.min(limit, Math.floor(available / 3)) };
+      }
+    }
+    for (const [key, inner] of Object.entries(part)) {
+      if (key !== "data" && key !== "datasets" && key !== "encoding") squeeze(inner, available);
+    }
+  }
+
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
   async function draw(box) {
@@ -63,12 +85,14 @@
       for (let attempt = 0; attempt < 3; attempt++) {
         if (views.has(name)) views.get(name).finalize();
         const fitted = fit(structuredClone(spec), available, frame);
+        squeeze(fitted, available);
         views.set(name, (await window.vegaEmbed(box, fitted, options)).view);
         const excess = box.querySelector("svg").getBoundingClientRect().width - available;
         if (excess <= 1) break;
         frame += Math.ceil(excess / (fitted.columns || (fitted.hconcat || [0]).length)) + 2;
       }
       box.dataset.state = "drawn";
+      box.style.minHeight = "";
       for (const node of document.querySelectorAll(`.live:has([data-chart="${name}"])`)) node.hidden = false;
     } catch (error) {
       console.error(`figure ${name}: ${error}`);
@@ -98,9 +122,16 @@
 
   const boxes = [...document.querySelectorAll(".chart[data-chart]")];
   let width = 0;
+  let turn = 0;
+  // One after the other, so that a page of many figures can be read and scrolled meanwhile.
   async function drawAll() {
+    const mine = ++turn;
     width = document.documentElement.clientWidth;
-    await Promise.all(boxes.map(draw));
+    for (const box of boxes) {
+      await draw(box);
+      await new Promise((resume) => { setTimeout(resume); });
+      if (mine !== turn) return; // the room has changed: the newer call draws them all
+    }
     document.documentElement.dataset.charts = "ready";
   }
   let timer;

@@ -39,7 +39,7 @@ def run(config: Config, console: Console) -> Output:
 
     studies = [load_study(folder) for folder in config.studies]
     page = write_report(study_report(studies, title=config.title), config.out)
-    kinds = ["probes", "ablation", "lipschitz", "gradproj", "swap", "gmi", "bound"]
+    kinds = ["probes", "distances", "pertype", "ablation", "lipschitz", "gradproj", "swap", "gmi", "bound"]
     rows: list[tuple[Any, ...]] = [
         (study.name, len(study.modes), *(getattr(study, kind) is not None for kind in kinds))
         for study in studies

@@ -54,12 +54,12 @@ class Study:
         swap: what it notices of a swapped class component.
         gmi: what it can use.
         bound: the bounds beside the measured gap.
-        lora: what training the decoder for a label did, one entry a label.
         distances: distances between the modal and the text law.
         pertype: where the classes of each label differ.
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
+        lora: what training the decoder for a label did, one entry a label.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Study:
     swap: SwapResult | None = None
     gmi: GmiResult | None = None
     bound: BoundResult | None = None
-    lora: tuple[LoraResult, ...] = ()
     distances: DistanceResult | None = None
     pertype: PertypeResult | None = None
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lora: tuple[LoraResult, ...] = ()
 
 
 def load_study(folder: str | Path) -> Study:

@@ -138,6 +138,45 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert set(Ledger(tmp_path / "out").last) == set(found)
 
 
+@pytest.mark.slow
+def test_kills_at_any_moment_change_no_result(tmp_path: Path) -> None:
+    """Runs killed at random moments, as often as it takes, end in the same bytes as one that was left alone."""
+    few = {"n_samples": 8, "batch_size": 8, "draws": 20}
+    analyses = {**SMALL["analyses"], "lipschitz": few, "gradproj": few}
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    file, whole = (
+        write(tmp_path / name / "x.yaml", analyses=analyses, out="out") for name in ("killed", "whole")
+    )  # results name their stores: by the same relative path
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(path: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "modegap", "run", path.name, "--quiet"]
+        null = subprocess.DEVNULL
+        return subprocess.Popen(command, stdout=null, stderr=null, env=env, cwd=path.parent)
+
+    began = time.monotonic()
+    assert start(whole).wait() == 0
+    took = time.monotonic() - began
+    kills = 0
+    for part in np.random.default_rng(0).uniform(0.3, 0.9, 6):
+        child = start(file)
+        time.sleep(part * took)
+        kills += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert kills >= 2
+    assert start(file).wait() == 0
+    out = file.parent / "out"
+    names = [
+        p.relative_to(out) for p in out.rglob("*") if p.suffix in (".json", ".safetensors", ".csv", ".tex")
+    ]
+    results = [name for name in names if not any(part.endswith(".zarr") for part in name.parts)]
+    assert len(results) > 30
+    for name in results:
+        assert (out / name).read_bytes() == (whole.parent / "out" / name).read_bytes(), name
+
+
 def test_norms_and_projections_take_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
 

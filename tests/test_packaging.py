@@ -74,20 +74,18 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
-def test_wheel_and_sdist_hold_every_module(archives: tuple[Path, Path]) -> None:
+def test_wheel_and_sdist_hold_every_file(archives: tuple[Path, Path]) -> None:
     wheel, sdist = archives
     inside = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(sdist) as tar:
         source = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
     for layer in LAYERS:
-        for path in (ROOT / layer).rglob("*.py"):
-            module = path.relative_to(ROOT).as_posix()
-            assert f"modegap/{module}" in inside
-            assert f"src/modegap/{module}" in source
+        for path in (ROOT / layer).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:  # modules and data: weights, templates, YAML
+                name = path.relative_to(ROOT).as_posix()
+                assert f"modegap/{name}" in inside
+                assert f"src/modegap/{name}" in source
     assert "modegap/py.typed" in inside
-    for folder in ("analyses/lab/weights", "analyses/report/templates"):
-        for path in (ROOT / folder).iterdir():
-            assert f"modegap/{path.relative_to(ROOT).as_posix()}" in inside
 
 
 def test_wheel_works_alone(archives: tuple[Path, Path], tmp_path: Path) -> None:

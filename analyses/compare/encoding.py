@@ -126,6 +126,8 @@ class EncoderResult(NotebookRepr):
         """Retention of every label with its interval, one mark a model."""
         import altair as alt
 
+        from modegap.analyses.report.figures.overview import series_scales
+
         rows = [
             {
                 "model": e.model,
@@ -142,7 +144,7 @@ class EncoderResult(NotebookRepr):
         labels = list(dict.fromkeys(e.label for e in self.entries))
         y = alt.Y("label:N", sort=labels, title=None)
         offset = alt.YOffset("model:N", sort=list(self.models))
-        color = alt.Color("model:N", scale=alt.Scale(domain=list(self.models)), title=None)
+        color = alt.Color("model:N", scale=series_scales(self.models)[0], title=None)
         axis = alt.Axis(grid=True, tickCount=6)
         x: dict[str, Any] = {"title": "accuracy retained in the decoder, %", "axis": axis,
                              "scale": alt.Scale(zero=False)}  # fmt: skip

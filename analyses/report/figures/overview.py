@@ -54,7 +54,7 @@ def probe_overview(rows: Sequence[Row]) -> alt.ConcatChart:
         "scale": alt.Scale(domain=[0, 1]),
         "axis": alt.Axis(format="%", tickCount=5),
     }
-    color = alt.Color("label:N", scale=colors, title=None)
+    color = alt.Color("label:N", scale=colors, legend=alt.Legend(title=None, symbolOpacity=1))
     shape = alt.Shape("label:N", scale=shapes, title=None)
     tooltip = [
         alt.Tooltip("model:N"),

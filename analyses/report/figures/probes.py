@@ -67,7 +67,7 @@ def probe_curves(rows: Sequence[Row]) -> alt.ConcatChart:
         "scale": alt.Scale(domain=[0, 1]),
         "axis": alt.Axis(format="%", tickCount=5),
     }
-    legend = alt.Legend(title=None) if several else None
+    legend = alt.Legend(title=None, symbolOpacity=1) if several else None
     color = alt.Color("model:N", scale=series_scales(models)[0], legend=legend)
     tooltip = [
         alt.Tooltip("label:N"),

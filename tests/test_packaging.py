@@ -81,7 +81,9 @@ def test_wheel_and_sdist_hold_every_file(archives: tuple[Path, Path]) -> None:
         source = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
     for layer in LAYERS:
         for path in (ROOT / layer).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:  # modules and data: weights, templates, YAML
+            if (
+                path.is_file() and "__pycache__" not in path.parts
+            ):  # modules and data: weights, templates, YAML
                 name = path.relative_to(ROOT).as_posix()
                 assert f"modegap/{name}" in inside
                 assert f"src/modegap/{name}" in source

@@ -21,6 +21,7 @@ from .distance import DistanceResult
 from .gmi import GmiResult
 from .gradproj import GradprojResult
 from .lipschitz import LipschitzResult
+from .lora import LoraResult
 from .pertype import PertypeResult
 from .probe import ProbeResult
 from .result import Json, jsonable
@@ -38,6 +39,7 @@ Saved = (
     | SwapResult
     | GmiResult
     | BoundResult
+    | LoraResult
 )
 _KINDS: dict[str, type[Any]] = {
     "ablate": AblationResult,
@@ -46,6 +48,7 @@ _KINDS: dict[str, type[Any]] = {
     "gmi": GmiResult,
     "gradproj": GradprojResult,
     "lipschitz": LipschitzResult,
+    "lora": LoraResult,
     "pertype": PertypeResult,
     "probe": ProbeResult,
     "swap": SwapResult,

@@ -67,22 +67,27 @@ class Checkpoint:
 
     def save(self, reduction: Reduction[Any, Any], next_row: int) -> None:
         """Replace the file by the state now: written aside, synced, renamed."""
-        from safetensors.torch import save_file
-
         metadata = {"format": _FORMAT, "facts": json.dumps(self._facts), "next_row": str(next_row)}
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(_flat(reduction.state_dict()), aside, metadata=metadata)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_tensors(self._path, _flat(reduction.state_dict()), metadata)
         self._last = time.monotonic()
 
     def remove(self) -> None:
         """Remove the file: the pass is complete."""
         self._path.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Replace a safetensors file atomically: written aside, synced, renamed."""
+    from safetensors.torch import save_file
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(dict(tensors), aside, metadata=dict(metadata))
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:

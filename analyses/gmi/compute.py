@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import GmiConfig
-from .information import probe_information
+from .information import Information, probe_information
 from .laws import label_scores, law_scores
 from .outcome import Attribute, GmiResult, LawGmi
 from .scores import best_scale, label_contributions
@@ -163,11 +164,36 @@ def _attribute(
     source = replay.source.subset(keep.tolist(), "its class is too small")
     replay = Replay(loaded, source, batch_size=config.batch_size, progress=progress)
     scores = label_scores(replay, names, config)
-    prior = np.bincount(codes) / len(codes)
-    value, scale = best_scale(scores, codes, prior)
-    mine = label_contributions(scores, codes, prior, scale)
     x = mean_rows(store, source.point, [item.index for item in source.items])
     known = probe_information(x, codes, folds=config.folds, C=config.C, seed=config.seed, groups=groups)
+    return accessible(law, label, names, codes, scores, known, config, notes)
+
+
+def accessible(
+    law: str,
+    label: str,
+    names: Sequence[str],
+    codes: NDArray[np.int64],
+    scores: Float,
+    known: Information,
+    config: GmiConfig,
+    notes: tuple[str, ...] = (),
+) -> Attribute:
+    """GMI(S | q) and Delta_access of a label from the decoder's scores [n, K] and a probe of the same samples [n].
+
+    Args:
+        law: name of the law.
+        label: name of the label.
+        names: its values, in the order of the scores' columns.
+        codes: each sample's value, int64 [n].
+        scores: of every verbalised value under every sample.
+        known: what the probe knows of every sample.
+        config: for the intervals.
+        notes: for the entry.
+    """
+    prior = np.bincount(codes, minlength=len(names)) / len(codes)
+    value, scale = best_scale(scores, codes, prior)
+    mine = label_contributions(scores, codes, prior, scale)
     options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
     gap = mean_interval(known.values - mine, **options)
     low_high = mean_interval(mine, **options)

@@ -56,17 +56,61 @@ def probe_information(
     log_p = np.full((len(codes), len(prior)), np.nan)
     trust = []
     for train, test in _folds(codes, groups, folds, seed):
-        inner, held = next(
-            _folds(codes[train], None if groups is None else groups[train], _inner(folds), seed)
-        )
-        a = _weight(_ratios(x, codes, train[inner], train[held], prior, C), codes[train[held]], prior)
-        log_p[test] = _posterior(_ratios(x, codes, train, test, prior, C), prior, a)
+        log_p[test], a = _held_out(x, codes, train, test, prior, groups, folds=folds, C=C, seed=seed)
         trust.append(a)
-    entropy = float(-(prior * np.log(prior)).sum())
-    own = np.arange(len(codes))
+    return _known(log_p, codes, prior, trust)
+
+
+def split_information(
+    x: NDArray[np.float32],
+    codes: Codes,
+    train: Codes,
+    test: Codes,
+    *,
+    folds: int,
+    C: float,
+    seed: int,
+    groups: Codes | None = None,
+) -> Information:
+    """The same of the samples `test` from a probe fitted to the samples `train`; log p(s) of the former.
+
+    Args:
+        x: one row a sample [n, d].
+        codes: classes 0..K-1 [n], every one among `test`.
+        train: samples to fit to and to calibrate on.
+        test: samples that the values are of.
+        folds: of the calibration.
+        C: inverse l2 strength.
+        seed: of the folds.
+        groups: samples of one group stay on one side of the calibration's split [n].
+    """
+    prior = np.bincount(codes[test]) / len(test)
+    log_p, a = _held_out(x, codes, train, test, prior, groups, folds=folds, C=C, seed=seed)
+    return _known(log_p, codes[test], prior, [a])
+
+
+def _held_out(
+    x: NDArray[np.float32],
+    codes: Codes,
+    train: Codes,
+    test: Codes,
+    prior: Float,
+    groups: Codes | None,
+    *,
+    folds: int,
+    C: float,
+    seed: int,
+) -> tuple[Float, float]:
+    """(log p of the classes of the test samples, weight that the calibration chose)."""
+    inner, held = next(_folds(codes[train], None if groups is None else groups[train], _inner(folds), seed))
+    a = _weight(_ratios(x, codes, train[inner], train[held], prior, C), codes[train[held]], prior)
+    return _posterior(_ratios(x, codes, train, test, prior, C), prior, a), a
+
+
+def _known(log_p: Float, codes: Codes, prior: Float, trust: list[float]) -> Information:
     return Information(
-        values=log_p[own, codes] - np.log(prior)[codes],
-        entropy=entropy,
+        values=log_p[np.arange(len(codes)), codes] - np.log(prior)[codes],
+        entropy=float(-(prior * np.log(prior)).sum()),
         accuracy=float((log_p.argmax(axis=1) == codes).mean()),
         trust=tuple(trust),
     )

@@ -9,6 +9,7 @@ from modegap.analyses.align import Modes
 from modegap.analyses.report import Headline
 
 from .decoder import decoder_findings
+from .intervention import intervention_findings
 from .model import Study
 
 
@@ -60,6 +61,7 @@ def findings(studies: Sequence[Study]) -> Iterator[str]:
             said = ", ".join(f"{r.label} {r.ratio:.0f} %" for r in kept)
             yield f"**{study.name}**: probe accuracy kept from `{source}` to `{target}`: {said}."
         yield from decoder_findings(study)
+        yield from intervention_findings(study)
 
 
 def _ablation_finding(name: str, found: AblationResult) -> str:

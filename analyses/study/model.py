@@ -15,6 +15,7 @@ from modegap.analyses.distance import DistanceResult
 from modegap.analyses.gmi import GmiResult
 from modegap.analyses.gradproj import GradprojResult
 from modegap.analyses.lipschitz import LipschitzResult
+from modegap.analyses.lora import LoraResult
 from modegap.analyses.pertype import PertypeResult
 from modegap.analyses.probe import ProbeResult
 from modegap.analyses.report import Gallery
@@ -23,6 +24,7 @@ from modegap.analyses.swap import SwapResult
 
 RESULT_SUFFIXES = (".safetensors", ".json")
 FACTS = "facts.json"
+LORA = "lora.json"
 # Results that a study has once, by the field that holds them.
 _ONCE: dict[str, type] = {
     "ablation": AblationResult,
@@ -57,6 +59,7 @@ class Study:
         gallery: examples to look at.
         facts: measured numbers to quote beside the results, name to value.
         provenance: store name to its provenance.
+        lora: what training the decoder for a label did, one entry a label.
     """
 
     name: str
@@ -74,12 +77,14 @@ class Study:
     gallery: Gallery | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lora: tuple[LoraResult, ...] = ()
 
 
 def load_study(folder: str | Path) -> Study:
     """The study of a folder: the results that `--out` put there, and its stores' provenance.
 
-    Alignments come in the order of their file names, `adapter_output` first.
+    LoRA interventions, each of which has a folder of its own, are taken from its subfolders too. Alignments come
+    in the order of their file names, `adapter_output` first.
 
     Raises:
         ValueError: no folder, no result in it, two results of a kind that a study has once, or a damaged file.
@@ -92,12 +97,16 @@ def load_study(folder: str | Path) -> Study:
         )
     modes: list[Modes] = []
     once: dict[str, Any] = {}
-    for file in sorted(folder.iterdir()):
+    trained: list[LoraResult] = []
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob(f"*/{LORA}"))]:
         if file.suffix not in RESULT_SUFFIXES or file.name == FACTS or file.name.startswith("."):
             continue
         result = load_result(file)
         if isinstance(result, Modes):
             modes.append(result)
+            continue
+        if isinstance(result, LoraResult):
+            trained.append(result)
             continue
         kind = next(name for name, cls in _ONCE.items() if isinstance(result, cls))
         if isinstance(result, ProbeResult) and result.pool == "modality":
@@ -107,13 +116,15 @@ def load_study(folder: str | Path) -> Study:
         once[kind] = result
     if "probes" not in once and "media_probes" in once:  # the store's only pooling
         once["probes"] = once.pop("media_probes")
-    if not modes and not once:
+    if not modes and not once and not trained:
         raise ValueError(
             f"{folder} holds no results; run `modegap align MODAL TEXT --out {folder}/modes.safetensors`"
         )
     modes.sort(key=lambda one: one.point != "adapter_output")
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
-    return Study(folder.name, tuple(modes), facts=facts, provenance=_provenance(folder), **once)
+    return Study(
+        folder.name, tuple(modes), facts=facts, lora=tuple(trained), provenance=_provenance(folder), **once
+    )
 
 
 def _provenance(folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -11,11 +11,12 @@ from modegap.analyses.report.text import slug
 
 from .decoder import ACCESS, BOUNDS, SENSITIVITY, SWAP
 from .findings import findings, headlines
+from .intervention import INTERVENTION
 from .model import Study
 from .overview import overview
 from .topics import ABLATION, DISTANCES, MODES, PROBES, TYPES, present
 
-TOPICS = (MODES, PROBES, ABLATION, SENSITIVITY, SWAP, ACCESS, BOUNDS, DISTANCES, TYPES)
+TOPICS = (MODES, PROBES, ABLATION, SENSITIVITY, SWAP, ACCESS, INTERVENTION, BOUNDS, DISTANCES, TYPES)
 _CARDED = 2  # models whose numbers stand on top; of more, the overview has them
 _STEM = 40  # characters of a name in a link
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .ledger import read_retries, read_skipped
     from .parity import Parity, check_parity
     from .recorder import Recorder, record
+    from .replayed import extract_replayed
     from .schedule import Batching
     from .statistics import extract_moments
 
@@ -25,6 +26,7 @@ _HOME = {
     "check_parity": "parity",
     "extract": "extraction",
     "extract_moments": "statistics",
+    "extract_replayed": "replayed",
     "read_retries": "ledger",
     "read_skipped": "ledger",
     "record": "recorder",
@@ -40,6 +42,7 @@ __all__ = [
     "check_parity",
     "extract",
     "extract_moments",
+    "extract_replayed",
     "read_retries",
     "read_skipped",
     "record",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cross import cross_scores
+    from .generation import greedy
     from .items import ReplayItem
     from .runner import Edit, GradientBatch, Replay
     from .source import ReplaySource, open_source
@@ -18,6 +19,7 @@ _HOME = {
     "ReplayItem": "items",
     "ReplaySource": "source",
     "cross_scores": "cross",
+    "greedy": "generation",
     "open_source": "source",
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "ReplayItem",
     "ReplaySource",
     "cross_scores",
+    "greedy",
     "open_source",
 ]
 

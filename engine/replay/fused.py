@@ -69,7 +69,12 @@ def rms_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _apply(weight: torch.Tensor, eps: float, hidden_states: torch.Tensor) -> torch.Tensor:
-    return nn.functional.rms_norm(hidden_states, weight.shape, weight, eps)
+    kind = hidden_states.device.type
+    if hidden_states.dtype != weight.dtype or not torch.is_autocast_enabled(kind):
+        return nn.functional.rms_norm(hidden_states, weight.shape, weight, eps)
+    # autocast would compute in fp32 and hand fp32 on, for every layer behind to narrow again
+    with torch.autocast(kind, enabled=False):
+        return nn.functional.rms_norm(hidden_states, weight.shape, weight, eps)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from modegap.analyses.gmi import gmi
     from modegap.analyses.gradproj import gradients, gradproj
     from modegap.analyses.lipschitz import lipschitz
+    from modegap.analyses.lora import lora
     from modegap.analyses.pertype import pertype
     from modegap.analyses.probe import probe
     from modegap.analyses.report import write_report
@@ -74,6 +75,7 @@ _HOME = {
     "lipschitz": "modegap.analyses.lipschitz",
     "load": "modegap._facade",
     "load_study": "modegap.analyses.study",
+    "lora": "modegap.analyses.lora",
     "open": "modegap._facade",
     "pertype": "modegap.analyses.pertype",
     "pooling": "modegap.analyses.compare",
@@ -122,6 +124,7 @@ __all__ = [
     "lipschitz",
     "load",
     "load_study",
+    "lora",
     "open",
     "pertype",
     "pooling",

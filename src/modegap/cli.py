@@ -39,6 +39,7 @@ COMMANDS = {
     "gradproj": "the decoder's sensitivity along every mode",
     "swap": "swap a class's component in a subspace and see what the decoder notices",
     "gmi": "what the decoder can use of its input, and of each label",
+    "lora": "train the decoder for a label by LoRA: what becomes accessible, what else moves",
     "bound": "the paper's bounds beside the measured gap",
     "probe": "linear probes of every label along the hook points",
     "distance": "Wasserstein, MMD and CKA between modal and text rows",

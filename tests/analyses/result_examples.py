@@ -24,6 +24,8 @@ from modegap.analyses.gradproj.outcome import Contrast
 from modegap.analyses.lipschitz import LipschitzConfig, LipschitzResult
 from modegap.analyses.lipschitz.diameter import Diameter
 from modegap.analyses.lipschitz.outcome import Spread
+from modegap.analyses.lora import Arm, Asked, LoraConfig, LoraResult
+from modegap.analyses.lora.outcome import PerSample, Written
 from modegap.analyses.pertype import PertypeConfig, PertypeResult
 from modegap.analyses.pertype.outcome import Correlation, TypeAlignment
 from modegap.analyses.probe import Cell, ProbeConfig, ProbeResult
@@ -33,6 +35,7 @@ from modegap.analyses.study import Study
 from modegap.analyses.swap import SwapConfig, SwapResult
 from modegap.analyses.swap.outcome import Swapped
 from modegap.engine.certificate import Certificate
+from modegap.engine.lora import Epoch, Training
 
 POINTS = ("encoder_output", "adapter_output", "llm_hidden_16", "llm_final")
 SEEDS = (42, 43, 44, 45, 46)
@@ -245,6 +248,43 @@ def pertype() -> PertypeResult:
     )  # fmt: skip
 
 
+def lora(seed: int = 0, label: str = "speaker") -> LoraResult:
+    ids = tuple(f"s{i}" for i in range(40))
+
+    def values(mean: float) -> Any:
+        return rng(seed).normal(mean, 0.1, len(ids))
+
+    def arm(name: str, accuracy: float, used: float) -> Arm:
+        correct = (rng(seed).random(len(ids)) < accuracy).astype(float)
+        access = Attribute(
+            "modal", label, 40, ("one", "two"), 0.69, Estimate(0.5, 0.4, 0.6), Estimate(used, used - 0.1, used + 0.1),
+            1.2, Estimate(0.5 - used, 0.4 - used, 0.6 - used), 0.9, accuracy, 0.5, 0.8,
+        )  # fmt: skip
+        score = Estimate(float(correct.mean()), float(correct.mean()) - 0.1, float(correct.mean()) + 0.1)
+        asked = Asked(
+            label, f"Name the {label}.", score, 0.5, access, ids, correct, values(used), values(0.5)
+        )
+        epochs = (Epoch(1, 0.9, 0.8, 1400, 12.5), Epoch(2, 0.7, 0.75, 1400, 12.0))
+        training = None if name == "base" else Training(epochs, 2, 350, False, 0, 98304)
+        return Arm(
+            name=name,
+            adapter=None if name == "base" else f"out/{name}/adapter",
+            training=training,
+            asked=(asked,),
+            written=Written(label, score, 0.1, ids, correct, ("one", "two")),
+            probes=probes(seed=seed + len(name), shift=used / 10),
+            sensitivity=PerSample(Estimate(9.0, 8.5, 9.5), ids, values(9.0)),
+            gmi=PerSample(Estimate(1.0, 0.9, 1.1), ids, values(1.0)),
+        )
+
+    arms = (arm("base", 0.5, 0.05), arm("label", 0.9, 0.4), arm("control", 0.5, 0.05))
+    question = f"Name the {label}."
+    return LoraResult(
+        LoraConfig(questions={label: question}), "model", "modal.zarr", "data", label, question, ("one", "two"), 1400,
+        200, 40, arms, (("alone", "one class"),), (("s99", "it has no target text"),), CERTIFICATE,
+    )  # fmt: skip
+
+
 def every() -> dict[str, Any]:
     """One result of every class that is saved, by name."""
     return {
@@ -258,6 +298,7 @@ def every() -> dict[str, Any]:
         "swap": swap(),
         "gmi": gmi(),
         "bound": bound(),
+        "lora": lora(),
     }
 
 
@@ -322,6 +363,7 @@ def studies() -> list[Study]:
                     distance(17.8 + seed),
                     pertype(),
                     provenance={"modal.zarr": {"model": model, "dataset": dataset, "as_text": False}},
+                    lora=(lora(seed, "emotion"),) if dataset == "cremad" else (),
                 )
             )
     return found

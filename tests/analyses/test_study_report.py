@@ -36,20 +36,25 @@ def test_nine_studies_stand_side_by_side_and_one_by_one() -> None:
     studies = made.studies()
     report = study_report(studies)
     anchors = [one.anchor for one in report.sections]
-    topics = ["modes", "probes", "ablation", "sensitivity", "swap", "gmi", "bounds", "distances", "types"]
+    topics = ["modes", "probes", "ablation", "sensitivity", "swap", "gmi", "lora"]
+    topics += ["bounds", "distances", "types"]
     assert anchors[:3] == ["overview", "published", "encoders"]
-    assert anchors[3:12] == topics
-    assert anchors[12:] == [f"model-{study.name.replace(' ', '-')}" for study in studies]
+    assert anchors[3:13] == topics
+    assert anchors[13:] == [f"model-{study.name.replace(' ', '-')}" for study in studies]
     speech = section(report, "model-ultravox-on-cremad")
     assert [part.anchor.removeprefix("model-ultravox-on-cremad-") for part in speech.parts] == topics
     vision = section(report, "model-llava-on-coco")
     assert [part.anchor.removeprefix("model-llava-on-coco-") for part in vision.parts] == [
-        topic for topic in topics if topic != "swap"
+        topic for topic in topics if topic not in ("swap", "lora")
     ]
     assert report.headlines == ()
     assert "considered modes" in vision.prose
     assert names(section(report, "probes")) == ["probe-overview", "probe-curves", "retention"]
     assert names(section(report, "overview")) == ["glance", "degradation"]
+    (trained,) = section(report, "lora").items
+    assert {row[0] for row in trained.content.rows} == {
+        f"{name} on cremad, emotion" for name in ("ultravox", "qwen2audio")
+    }
     (swaps,) = section(report, "swap").items
     assert {row[0] for row in swaps.content.rows} == {study.name for study in studies if study.swap}
 

@@ -41,8 +41,8 @@ def run(config: Config, console: Console) -> Output:
     page = write_report(study_report(studies, title=config.title), config.out)
     kinds = ["probes", "distances", "pertype", "ablation", "lipschitz", "gradproj", "swap", "gmi", "bound"]
     rows: list[tuple[Any, ...]] = [
-        (study.name, len(study.modes), *(getattr(study, kind) is not None for kind in kinds))
+        (study.name, len(study.modes), *(getattr(study, kind) is not None for kind in kinds), len(study.lora))
         for study in studies
     ]
-    table = Table(f"report: {page}", ["study", "alignments", *kinds], rows)
+    table = Table(f"report: {page}", ["study", "alignments", *kinds, "lora"], rows)
     return Output([table], {"report": str(page), "studies": [study.name for study in studies]})

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modegap.analyses.lora.outcome import BASE, LABEL
 from modegap.analyses.replayed.intervals import Estimate
 
 if TYPE_CHECKING:
     from modegap.analyses.align import Modes
     from modegap.analyses.lipschitz import LipschitzResult
+    from modegap.analyses.lora import LoraResult
     from modegap.analyses.study import Study
 
 TOP = 10
@@ -23,6 +25,12 @@ _TITLES = {
     ("alignment", "MS variance"): "MS variance, %",
     ("sensitivity", "W1"): "W1 in the decoder",
 }
+_NAMED = {
+    "swap": "loss after {} swapped, %",
+    "lora": "right answers ({})",
+    "lora_probes": "probe accuracy ({})",
+}
+LORA_POINT = "llm_final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class Number:
     @property
     def title(self) -> str:
         """The quantity in words."""
-        known = f"loss after {self.name} swapped, %" if self.group == "swap" else self.name
+        known = _NAMED.get(self.group, "{}").format(self.name)
         return _TITLES.get((self.group, self.name), known)
 
     def show(self) -> str:
@@ -83,6 +91,25 @@ def numbers_of(study: Study) -> Iterator[Number]:
         for one in study.swap.swapped:
             percent = Estimate(one.change.percent, one.change.percent_low, one.change.percent_high)
             yield Number("swap", one.name, percent, law, "+.2f")
+    for trained in study.lora:
+        yield from _intervention(trained)
+
+
+def _intervention(result: LoraResult) -> Iterator[Number]:
+    """Table 3, on held-out samples: written answers and probes at the decoder's end, without and with the LoRA.
+
+    The control is none of the published numbers. No switch repeats the published law, whose probes have seen the
+    samples that the decoder was trained on.
+    """
+    for name, when in ((BASE, "before"), (LABEL, "after")):
+        arm = result.arm(name)
+        if arm.written is not None:
+            yield Number("lora", f"{result.label} LoRA, {when}", arm.written.accuracy, False)
+        for cell in arm.probes.cells:
+            if cell.point == LORA_POINT and cell.accuracy is not None:
+                ends = cell.interval(arm.probes.config.level)
+                found = Estimate(cell.accuracy, *ends) if ends else Estimate(cell.accuracy)
+                yield Number("lora_probes", f"{result.label} LoRA, {cell.label} {when}", found, False)
 
 
 def _modes(modes: Modes) -> Iterator[Number]:

@@ -15,6 +15,7 @@ from modegap.analyses.distance.config import DistanceConfig
 from modegap.analyses.gmi.config import GmiConfig
 from modegap.analyses.gradproj.config import GradprojConfig
 from modegap.analyses.lipschitz.config import LipschitzConfig
+from modegap.analyses.lora.config import InterventionConfig
 from modegap.analyses.pertype.config import PertypeConfig
 from modegap.analyses.probe.config import ProbeConfig
 from modegap.analyses.swap.config import SwapConfig
@@ -70,6 +71,7 @@ ANALYSES: Mapping[str, _Analysis] = {
     "gmi": _Analysis(GmiConfig, "gmi.json", ("text",), True),
     "bound": _Analysis(BoundConfig, "bound.json", ("text", "lipschitz", "gmi?")),
     "captions": _Analysis(CaptionsConfig, "captions.jsonl", (), True),
+    "lora": _Analysis(InterventionConfig, "lora{which}/lora.json", (), True, several="label"),
 }
 
 
@@ -83,6 +85,7 @@ class Cell:
         model: name of the model.
         dataset: name of the data set.
         config: ExtractConfig or the analysis' options.
+        folder: of the study it belongs to, relative to the experiment's.
         file: what it writes, relative to the experiment's folder.
         reads: role (`store`, `text`, `modes`, ...) to the name of the cell that makes it.
         needs_model: whether the model is loaded for it.
@@ -93,14 +96,10 @@ class Cell:
     model: str
     dataset: str
     config: Any
+    folder: str
     file: str
     reads: Mapping[str, str]
     needs_model: bool
-
-    @property
-    def folder(self) -> str:
-        """Folder of the study it belongs to, relative to the experiment's."""
-        return self.file.rpartition("/")[0]
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
@@ -110,10 +109,11 @@ def cells_of(experiment: Experiment) -> list[Cell]:
         ValueError: an unknown analysis or option, or an analysis that reads one which is not there.
     """
     _check(experiment.analyses, "analyses")
+    for model, one in experiment.models.items():
+        _check(one.analyses, f"models.{model}.analyses")
     found: list[Cell] = []
     for data, source in experiment.datasets.items():
         _check(source.analyses, f"datasets.{data}.analyses")
-        _check(experiment.analyses_of(data), "analyses")
         users = {
             name: spec
             for name, spec in experiment.studied().items()
@@ -123,6 +123,7 @@ def cells_of(experiment: Experiment) -> list[Cell]:
         captured = {name: _capture(experiment, name, data, source, text=True) for name in texts}
         found += captured.values()
         for name, spec in users.items():
+            _check(experiment.analyses_of(data, name), "analyses")
             store = _capture(experiment, name, data, source, text=False)
             found += [store, *_analyses(experiment, name, data, store, captured[str(spec.text)])]
     return found
@@ -153,12 +154,12 @@ def _capture(experiment: Experiment, name: str, data: str, source: DataSpec, *, 
     }
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     config = options_of(ExtractConfig, given, f"capture of {name}")
-    return Cell(f"{data}/{name}/capture", "capture", name, data, config, file, {}, True)
+    return Cell(f"{data}/{name}/capture", "capture", name, data, config, folder, file, {}, True)
 
 
 def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: Cell) -> Iterator[Cell]:
     made: dict[str, Cell] = {"store": store, "text": text}
-    analyses = experiment.analyses_of(data)
+    analyses = experiment.analyses_of(data, model)
     for kind, facts in ANALYSES.items():
         if kind not in analyses:
             continue
@@ -185,6 +186,7 @@ def _analyses(experiment: Experiment, model: str, data: str, store: Cell, text: 
                 model,
                 data,
                 config,
+                store.folder,
                 f"{store.folder}/{facts.file.format(which=which)}",
                 reads,
                 facts.model,
@@ -205,11 +207,15 @@ def _check(analyses: Mapping[str, Any], where: str) -> None:
             continue
         several = ANALYSES[kind].several
         if not several:
+            able = ", ".join(name for name, facts in ANALYSES.items() if facts.several)
             raise ValueError(
-                f"{where}.{kind}: got a list, expected one set of options (only align and probe take several)"
+                f"{where}.{kind}: got a list, expected one set of options (only {able} take several)"
             )
         default = ANALYSES[kind].config.__dataclass_fields__[several].default
         runs = [one.get(several, default) if isinstance(one, Mapping) else default for one in given]
+        runs = [
+            one for one in runs if one is not dataclasses.MISSING
+        ]  # reported as missing where it is built
         if len(set(runs)) < len(runs):
             raise ValueError(
                 f"{where}.{kind}: {several} {', '.join(map(str, runs))}: one of them stands twice"

@@ -32,6 +32,8 @@ class ModelSpec:
         trust_remote_code: run the repository's own code.
         datasets: the data sets it is run on; all of its kind unless given.
         capture: options of `extract` for this model, over those of the experiment.
+        analyses: options of analyses on this model, over those of the experiment and the data set; null leaves one out,
+            and one that neither lists runs on this model only.
     """
 
     model: str
@@ -42,6 +44,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     datasets: Sequence[str] | None = None
     capture: Mapping[str, Any] = field(default_factory=dict)
+    analyses: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,8 @@ class Experiment:
         points: hook points captured of the studied models.
         text_points: hook points captured of the text models.
         capture: options of `extract` (rows, batch_size, ...).
-        analyses: name of an analysis to its options; align (at several hook points) and probe (with several poolings)
-            also take a list of them.
+        analyses: name of an analysis to its options; align (at several hook points), probe (with several poolings) and
+            lora (for several labels) also take a list of them.
         title: heading of the report.
         about: prose on what is studied.
         out: folder of stores, results and report.
@@ -102,14 +105,9 @@ class Experiment:
         if not any(spec.text for spec in self.models.values()):
             raise ValueError("models: none has a `text`, the model that reads the texts; name it")
 
-    def analyses_of(self, data: str) -> dict[str, Any]:
-        """Name of every analysis on a data set to its options there."""
-        own = self.datasets[data].analyses
-        found = {
-            kind: _over(given, own[kind]) if kind in own else given for kind, given in self.analyses.items()
-        }
-        found |= {kind: given for kind, given in own.items() if kind not in found}
-        return {kind: given for kind, given in found.items() if kind not in own or own[kind] is not None}
+    def analyses_of(self, data: str, model: str) -> dict[str, Any]:
+        """Name of every analysis of a model on a data set to its options there."""
+        return _amended(_amended(self.analyses, self.datasets[data].analyses), self.models[model].analyses)
 
     def studied(self) -> dict[str, ModelSpec]:
         """The models with a text law."""
@@ -244,8 +242,15 @@ def options_of(kind: type[Any], given: Any, where: str) -> Any:
     return _build(kind, {} if given is None else given, where)
 
 
+def _amended(analyses: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Analyses with what a data set or a model says of them; null takes one out."""
+    found = {kind: _over(given, own[kind]) if kind in own else given for kind, given in analyses.items()}
+    found |= {kind: given for kind, given in own.items() if kind not in found}
+    return {kind: given for kind, given in found.items() if kind not in own or own[kind] is not None}
+
+
 def _over(base: Any, own: Any) -> Any:
-    """The options of a data set over those of the experiment, in each of several sets of them."""
+    """The options of a data set or a model over those of the experiment, in each of several sets of them."""
     if isinstance(base, list | tuple):
         return [_over(one, own) for one in base] if isinstance(own, Mapping) else own
     return {**(base or {}), **own} if isinstance(own, Mapping) else own

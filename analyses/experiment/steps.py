@@ -192,6 +192,19 @@ class Steps:
         measured: Any = load_result(paths["gmi"]) if "gmi" in paths else None
         return bound(paths["store"], paths["text"], norms, measured, (), cell.config)
 
+    def _lora(self, cell: Cell, paths: dict[str, Path]) -> Any:
+        from modegap.analyses.lora import lora
+
+        return lora(
+            self._model(cell.model),
+            paths["store"],
+            cell.config.label,
+            (self.out / cell.file).parent,
+            cell.config.options(),
+            replace=True,  # of a run with other options, or on rows that were captured again
+            progress=lambda what, done, total: self._step(f"{cell.name}: {what}", done, total),
+        )
+
     def _captions(self, cell: Cell, paths: dict[str, Path]) -> None:
         from modegap.analyses.lab.grammar import named_digits
         from modegap.analyses.lab.scoring import generate_captions

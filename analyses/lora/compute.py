@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
@@ -27,6 +26,7 @@ from modegap.stores import ActivationStore
 
 from .asking import Choice, ask, choices_of, write
 from .config import LoraConfig
+from .folder import HELD_OUT, SPLIT, STORE, OtherRunError, claim, empty, write_json
 from .outcome import BASE, CONTROL, LABEL, Arm, LoraResult, PerSample
 from .task import Task, settle, text_column
 
@@ -43,6 +43,7 @@ def lora(
     out: str | Path,
     config: LoraConfig | None = None,
     *,
+    replace: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> LoraResult:
@@ -63,6 +64,8 @@ def lora(
         label: label column to train for.
         out: folder for adapters, stores and split.
         config: options; `options` are fields of it given by name.
+        replace: remove what a call with other arguments left in `out` as far as it does not hold for this one,
+            instead of refusing the folder; an adapter that another one would be trained for is not kept.
         progress: called as `progress(what, done, total)`.
 
     Raises:
@@ -74,7 +77,14 @@ def lora(
     store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     say = progress or (lambda what, done, total: None)
     with threads_for(loaded):
-        return _Intervention(loaded, store, label, Path(out), config, say)()
+        try:
+            work = _Intervention(loaded, store, label, Path(out), config, say)
+        except OtherRunError as other:
+            if not replace:
+                raise
+            empty(Path(out), other.differ)
+            work = _Intervention(loaded, store, label, Path(out), config, say)
+        return work()
 
 
 class _Intervention:
@@ -91,14 +101,14 @@ class _Intervention:
     ) -> None:
         self.loaded, self.store, self.config, self.progress = loaded, store, config, progress
         self.out = out
-        self.task: Task = settle(loaded, store, label, config, out / "training" / "split.json")
+        self.task: Task = settle(loaded, store, label, config, out / SPLIT)
         self._check_folder()
 
     def __call__(self) -> LoraResult:
         task, config = self.task, self.config
         test = task.numbers(task.split.test)
         source = task.prompts.subset(test, "it is not held out")
-        self.held_out = self._capture(self.out / "held_out.zarr", source, BASE)
+        self.held_out = self._capture(self.out / HELD_OUT, source, BASE)
         choices, refused = choices_of(self.loaded, self.store, self.held_out, task, config)
         if task.label in refused:
             raise ValueError(f"label {task.label!r} cannot be tested: {refused[task.label]}")
@@ -108,7 +118,7 @@ class _Intervention:
             training = self._train(name, texts)
             folder = self.out / name / "adapter"
             with adapted(self.loaded, folder):
-                captured = self._capture(self.out / name / "store.zarr", source, name)
+                captured = self._capture(self.out / name / STORE, source, name)
                 arms.append(self._measure(name, folder, training, captured, choices))
         return LoraResult(
             config=config,
@@ -143,21 +153,11 @@ class _Intervention:
         }
 
     def _check_folder(self) -> None:
-        """Refuse a folder with another run's adapters; note what this one is."""
+        """Refuse a folder with another run's adapters and stores; note what this one is."""
         options = {one.name: getattr(self.config, one.name) for one in fields(TrainConfig)}
         for name in ("save_every",):  # decides nothing
             del options[name]
-        facts = json.loads(json.dumps({**self._facts(), **options}))
-        path = self.out / "training" / "run.json"
-        if path.exists():
-            known = json.loads(path.read_text())
-            differ = sorted(name for name in {*known, *facts} if known.get(name) != facts.get(name))
-            if differ:
-                raise ValueError(
-                    f"{self.out} holds another run ({', '.join(differ)} differ); give another folder, or remove it"
-                )
-        else:
-            _write_json(path, facts)
+        claim(self.out, {**self._facts(), **options, "points": self.task.points})
 
     def _train(self, name: str, source: ReplaySource) -> Training:
         folder = self.out / name
@@ -179,7 +179,7 @@ class _Intervention:
             )
             if not (folder / "adapter").is_dir():
                 adapter.save(folder / "adapter")
-        _write_json(record, asdict(found))
+        write_json(record, asdict(found))
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return found
 
@@ -281,10 +281,3 @@ def _digest(path: Path) -> str:
         raise EngineError(f"{path.parent} holds no weights; remove the folder, and train again")
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)

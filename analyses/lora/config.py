@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from modegap.engine.lora.config import TrainConfig
@@ -117,3 +118,28 @@ class LoraConfig(TrainConfig):
     def say(self, value: str) -> str:
         """A value as an answer."""
         return self.verbalise.replace("{value}", value)
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionConfig(LoraConfig):
+    """The options with the label that they are for, as an experiment's file gives them.
+
+    Attributes:
+        label: label column to train for; it names the folder of the adapters too.
+
+    Raises:
+        ValueError: an option out of its range, or a label that can name no folder.
+    """
+
+    _: KW_ONLY
+    label: str
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        LoraConfig.__post_init__(self)
+        if not self.label or self.label != Path(self.label).name or self.label.startswith("."):
+            raise ValueError(f"label: got {self.label!r}, expected the name of a label column, without /")
+
+    def options(self) -> LoraConfig:
+        """The options alone."""
+        return LoraConfig(**{one.name: getattr(self, one.name) for one in fields(LoraConfig)})

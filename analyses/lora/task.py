@@ -23,6 +23,7 @@ from modegap.stores import ActivationStore
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import LoraConfig
+from .folder import OtherRunError
 from .split import Split, load_split, make_split
 
 if TYPE_CHECKING:
@@ -263,9 +264,7 @@ def _split(
     if {*found.train, *found.validation, *found.test} != set(source.ids):
         differ.append("the samples")
     if differ:
-        raise ValueError(
-            f"{path} does not fit this run ({', '.join(differ)} differ); give another folder, or remove the file"
-        )
+        raise OtherRunError(path, differ, "does not fit this run")
     return found
 
 

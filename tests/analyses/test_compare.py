@@ -108,7 +108,7 @@ def test_models_of_one_text_store_and_data_set_form_a_group() -> None:
 
 def test_the_published_numbers_are_complete_and_as_printed() -> None:
     numbers = list(published())
-    assert len(numbers) == 189
+    assert len(numbers) == 197
     known = {(n.group, n.system, n.dataset, n.name, n.point): n for n in numbers}
     assert len(known) == len(numbers)
     speaker = known["probes", "ultravox", "cremad", "speaker", "llm_final"]
@@ -122,6 +122,79 @@ def test_the_published_numbers_are_complete_and_as_printed() -> None:
     assert count.value == 0.652
     loss = known["ablation", "prismatic-dinov2", "coco", "ta", ""]
     assert (loss.value, loss.half) == (-0.07, 1.0)
+
+
+def test_the_published_intervention_is_as_printed() -> None:
+    # Table 3 of the paper: probes at the decoder's end without the LoRA and with it, and the right answers
+    table = {
+        "before": {"emotion": 0.557, "speaker": 0.137, "lexical": 0.999},
+        "after": {"emotion": 0.632, "speaker": 0.135, "lexical": 0.994},
+    }
+    numbers = [n for n in published() if n.table == "Table 3"]
+    assert {(n.system, n.dataset) for n in numbers} == {("ultravox", "cremad")}
+    probes = {n.name: n for n in numbers if n.group == "lora_probes"}
+    assert {name: n.value for name, n in probes.items()} == {
+        f"emotion LoRA, {label} {when}": value for when, row in table.items() for label, value in row.items()
+    }
+    assert {n.point for n in probes.values()} == {"llm_final"}
+    changed = probes["emotion LoRA, emotion after"]
+    assert (changed.half, changed.basis) == (0.03, "tolerance")
+    answers = {n.name: (n.value, n.basis, n.point) for n in numbers if n.group == "lora"}
+    assert answers == {
+        "emotion LoRA, before": (0.173, "digits", ""),
+        "emotion LoRA, after": (0.618, "digits", ""),
+    }
+    # without the LoRA it is the study's probe of Table 5
+    for label in ("emotion", "speaker"):
+        same = next(n for n in published() if (n.group, n.system, n.dataset, n.name, n.point) == (
+            "probes", "ultravox", "cremad", label, "llm_final"))  # fmt: skip
+        assert probes[f"emotion LoRA, {label} before"].value == same.value
+
+
+def test_an_intervention_stands_beside_the_published_one() -> None:
+    study = next(one for one in made.studies() if one.name == "ultravox on cremad")
+    result = study.lora[0]
+    base, trained = result.arm("base"), result.arm("label")
+
+    def shifted(value: float) -> Estimate:
+        return Estimate(value, value - 0.02, value + 0.02)
+
+    def with_answers(before: float, after: float) -> Study:
+        arms = (
+            replace(base, written=replace(base.written, accuracy=shifted(before))),
+            replace(trained, written=replace(trained.written, accuracy=shifted(after))),
+            *result.arms[2:],
+        )
+        return replace(study, lora=(replace(result, arms=arms),))
+
+    found = beside_published([with_answers(0.18, 0.7)])
+    assert found is not None
+    rows = {(r.published.group, r.published.name): r for r in found.rows}
+    before, after = (rows["lora", f"emotion LoRA, {when}"] for when in ("before", "after"))
+    assert (before.found, before.verdict) == (shifted(0.18), "agrees")
+    assert (after.found, after.verdict) == (shifted(0.7), "differs")
+    assert before.quantity == "right answers, LoRA: emotion LoRA, before"
+    for when, arm in (("before", base), ("after", trained)):
+        cell = arm.probes.cell("llm_final", "speaker")
+        one = rows["lora_probes", f"emotion LoRA, speaker {when}"]
+        assert one.found == Estimate(cell.accuracy, *cell.interval())
+        assert one.published.point == "llm_final"
+    assert any("no switch repeats that" in note for note in found.notes())
+    # the default law is not to blame for what no switch repeats
+    plain = beside_published([replace(study, lora=())])
+    assert plain is not None
+    assert not any("LoRA" in note for note in plain.notes())
+    assert plain.missing == found.missing + sum(key[0] in ("lora", "lora_probes") for key in rows)
+    blamed = [[note for note in one.notes() if "law=paper" in note] for one in (plain, found)]
+    assert blamed[0][0].split(" of ")[0] == blamed[1][0].split(" of ")[0]
+    # another label, and no written answers: nothing was published for them
+    for other in (replace(result, label="speaker"), replace(result, arms=tuple(
+        replace(arm, written=None) for arm in result.arms))):  # fmt: skip
+        seen = beside_published([replace(study, lora=(other,))])
+        assert seen is not None
+        assert not [r for r in seen.rows if r.published.group == "lora"]
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.figure().to_dict()
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_mistakes_in_the_file_name_the_place(tmp_path: Path, changes: dict[str, 
         ),
         ({"probe": {"law": "papr"}}, "analyses.probe.law: got 'papr', expected Literal['default', 'paper']"),
         ({"ablate": {}}, "analyses.ablate reads align"),
-        ({"distance": [{}, {}]}, "expected one set of options"),
+        ({"distance": [{}, {}]}, "expected one set of options (only align, probe, lora take several)"),
         (
             {"align": [{}, {}]},
             "analyses.align: point adapter_output, adapter_output: one of them stands twice",
@@ -342,7 +342,7 @@ def test_shipped_experiments_have_a_plan() -> None:
     # 9 pairs of a model and a data set, and 4 texts: one decoder a data set
     assert kinds == {
         **dict.fromkeys(("distance", "pertype", "lipschitz", "gradproj", "ablate", "gmi", "bound"), 9),
-        **{"capture": 9 + 4, "align": 3 * 9, "probe": 2 * 9, "swap": 4},
+        **{"capture": 9 + 4, "align": 3 * 9, "probe": 2 * 9, "swap": 4, "lora": 1},
     }
     media = next(cell for cell in paper if cell.name == "cremad/ultravox/probe-modality")
     assert (media.config.pool, media.config.labels) == ("modality", ("emotion", "speaker", "lexical"))

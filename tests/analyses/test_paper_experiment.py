@@ -33,7 +33,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "swap": {"n_samples": 12, "draws": 20},
     "gmi": {"n_samples": 12, "draws": 20, "alternatives": 3, "folds": 2},
     "bound": {"rows": 20},
+    "lora": {"test_fraction": 0.35, "epochs": 1, "rank": 2, "draws": 20, "alternatives": 3},
 }
+EMOTIONS = ("cat", "dog", "red")  # words that the tokenizers of the small models know
 FULL_NAMES = {"librispeech": "librispeech:test-clean", "coco": "coco:val2017"}
 
 
@@ -53,7 +55,7 @@ def over(options: Any, more: dict[str, Any]) -> Any:
 def paper(out: Path) -> Experiment:
     shipped = load_experiment("paper", out=str(out))
     datasets = {
-        name: replace(source, analyses={kind: over(given, SMALL[kind]) if kind == "swap" else given
+        name: replace(source, analyses={kind: over(given, SMALL[kind]) if kind in ("swap", "lora") else given
                                         for kind, given in source.analyses.items()})
         for name, source in shipped.datasets.items()
     }  # fmt: skip
@@ -85,7 +87,13 @@ def open_data(spec: str, *, limit: int | None = None, **options: Any) -> ListDat
     }[spec]
     made = (tiny.image_samples if spec == "coco" else tiny.audio_samples)(SAMPLES)
     samples = [
-        replace(one, labels={name: f"{name} {i * (k + 1) % 3}" for k, name in enumerate(labels)})
+        replace(
+            one,
+            labels={
+                name: EMOTIONS[i % 3] if name == "emotion" else f"{name} {i * (k + 1) % 3}"
+                for k, name in enumerate(labels)
+            },
+        )
         for i, one in enumerate(made)
     ]
     return ListDataset(samples[:limit], FULL_NAMES.get(spec, spec))
@@ -95,7 +103,7 @@ def test_every_cell_of_the_paper_runs(tmp_path: Path) -> None:
     experiment = paper(tmp_path / "out")
     result = run(experiment, load=load, open_data=open_data)
     assert [(cell.cell, cell.message) for cell in result.failed] == []
-    assert Counter(cell.outcome for cell in result.cells) == {"done": 125}
+    assert Counter(cell.outcome for cell in result.cells) == {"done": 126}
     assert sum("from the pass of" in cell.message for cell in result.cells) == 9
     study = load_study(tmp_path / "out" / "cremad" / "ultravox")
     for name in (
@@ -112,6 +120,8 @@ def test_every_cell_of_the_paper_runs(tmp_path: Path) -> None:
         assert getattr(study, name) is not None, name
     assert study.gmi is not None
     assert {one.label for one in study.gmi.attributes} == {"emotion"}
+    assert [(one.label, one.choices) for one in study.lora] == [("emotion", EMOTIONS)]
+    assert not load_study(tmp_path / "out" / "cremad" / "qwen2audio").lora
     assert result.report is not None
     page = result.report.read_text()
     for text in ("Beside the published numbers", "qwen2audio on esc50", "Encoders under one text law"):
@@ -119,5 +129,6 @@ def test_every_cell_of_the_paper_runs(tmp_path: Path) -> None:
     found = json.loads((result.report.parent / "figures" / "published.json").read_text())
     rows = next(iter(found["datasets"].values())) if "datasets" in found else found["data"]["values"]
     assert {row["study"] for row in rows} >= {"ultravox on librispeech", "prismatic-siglip on coco"}
+    assert sum("LoRA" in row["quantity"] for row in rows) == 8
     again = run(experiment, load=load, open_data=open_data, dry_run=True)
     assert {cell.outcome for cell in again.cells} == {"done"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
@@ -24,6 +23,7 @@ from modegap.engine.lora.threads import threads_for
 from modegap.engine.lora.trainer import train
 from modegap.engine.replay import Replay, ReplaySource
 from modegap.stores import ActivationStore
+from modegap.stores.durable import replaced
 
 from .asking import Choice, ask, choices_of, write
 from .config import LoraConfig
@@ -284,7 +284,5 @@ def _digest(path: Path) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
+    with replaced(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")

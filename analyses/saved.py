@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from modegap.stores.durable import replaced
 
 from .ablate import AblationResult
 from .align import Modes
@@ -62,17 +63,12 @@ def save_result(result: Saved, path: str | Path) -> Path:
         OSError: the folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(result, Modes):
         return result.save(path)
     kind = next(name for name, cls in _KINDS.items() if isinstance(result, cls))
     text = json.dumps({"format": FORMAT, "kind": kind, "result": jsonable(_fields(result))}, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as aside:
+        aside.write_text(text)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from modegap.stores.durable import replaced
 
 from .errors import EngineError
 from .reduction import Reduction
@@ -80,14 +81,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     """Replace a safetensors file atomically: written aside, synced, renamed."""
     from safetensors.torch import save_file
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as aside:
         save_file(dict(tensors), aside, metadata=dict(metadata))
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:

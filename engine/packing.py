@@ -10,7 +10,6 @@ import base64
 import importlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from modegap.kernels import Workspace
+from modegap.stores.durable import replaced
 
 from .errors import EngineError
 
@@ -65,15 +65,8 @@ def save_packed(path: Path, value: Any, pickler: type[pickle.Pickler] = pickle.P
     packed = pack(value, pickler)
     header = base64.b64encode(packed.header).decode()
     facts = {"format": _FORMAT, "header": header, "crc32c": json.dumps(_checksums(packed))}
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as aside:
         save_file({str(i): array for i, array in enumerate(packed.arrays)}, aside, metadata=facts)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return packed.nbytes
 
 

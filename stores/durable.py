@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SUFFIX = ".tmp"
@@ -25,6 +26,28 @@ def temporary(path: Path) -> Path:
 def is_temporary(name: str) -> bool:
     """Return whether a file name was made by `temporary`."""
     return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+@contextmanager
+def replaced(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a fresh name beside `path`; what is written there takes its place when the block ends well.
+
+    So a file is the old or the new one, whole, even if the process is killed; with `sync` after a power cut too.
+    The folder is made if there is none.
+
+    Raises:
+        OSError: the disk is full, read-only or broken; `path` is as it was, and no temporary file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = temporary(path)
+    try:
+        yield aside
+        if sync:
+            with aside.open("rb") as file:
+                sync_file(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def sync_file(descriptor: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modegap.analyses.result import Column, Json, NotebookRepr, Table, jsonable
+from modegap.stores.durable import replaced
 
 from .config import AlignConfig
 
@@ -295,12 +295,8 @@ class Modes(NotebookRepr):
             f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name in _ARRAYS
         }
         header = {"format": _FORMAT, "modes": json.dumps(self._scalars(), allow_nan=False)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(arrays, temporary, metadata=header)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path) as aside:
+            save_file(arrays, aside, metadata=header)
         return path
 
     @classmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from modegap.stores.durable import replaced
 
 from .outcome import CONTROL, LABEL
 
@@ -65,7 +66,5 @@ def empty(folder: Path, differ: Sequence[str]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file of JSON, replacing it atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
+    with replaced(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")

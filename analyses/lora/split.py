@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from modegap.analyses.probe.config import ProbeConfig
 from modegap.analyses.probe.splits import splits
+from modegap.stores.durable import replaced
 
 from .config import LoraConfig
 
@@ -46,10 +46,8 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, replacing the file atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        aside.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
-        aside.replace(path)
+        with replaced(path) as aside:
+            aside.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
 
 
 def make_split(

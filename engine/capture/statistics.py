@@ -20,6 +20,7 @@ from modegap.engine.errors import EngineError
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.moments import ClassMoments, Moments, MomentsResult
 from modegap.engine.moments.saved import MomentsStore, has_moments, save_moments
+from modegap.stores.durable import replaced
 
 from .capturer import Capturer
 from .collect import FP16_MAX, Collected, Collector
@@ -319,9 +320,8 @@ _BEGUN = "begun.json"
 def _begin(path: Path, plan: StorePlan, digest: str) -> None:
     file = path / _BEGUN
     if not file.exists():
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps({"plan_hash": digest, "provenance": dict(plan.provenance)}), "utf-8")
-        aside.replace(file)
+        with replaced(file) as aside:
+            aside.write_text(json.dumps({"plan_hash": digest, "provenance": dict(plan.provenance)}), "utf-8")
 
 
 def _begun(path: Path) -> dict[str, Any] | None:

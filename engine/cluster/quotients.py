@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.kernels import rayleigh
+from modegap.stores.durable import replaced
 
 from .mapping import map_tasks
 from .session import Cluster
@@ -48,10 +49,8 @@ def _put(cluster: Cluster, name: str, matrix: Float) -> Path:
     key = hashlib.sha256(np.ascontiguousarray(matrix).reshape(-1).view(np.uint8).data).hexdigest()[:24]
     path = cluster.scratch() / f"{name}-{key}.npy"
     if not path.exists():
-        aside = path.with_name(f".{path.name}.tmp")
-        with aside.open("wb") as file:
+        with replaced(path) as aside, aside.open("wb") as file:
             np.save(file, matrix)
-        aside.replace(path)
     return path
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from .replicas import Replicas
 
+_FIRST = 30.0
+"""Seconds in which a scheduler must answer at first: an address may be wrong."""
 _PATIENCE = 120.0
 """Seconds that a scheduler may be away, and that the first worker may take to come."""
 _TRIES = 4
@@ -88,7 +90,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._scratch: Path | None = None
         self._made = launch(spec)
-        self._client = self._connected(_PATIENCE)
+        self._client = self._connected(_FIRST)
         self.dashboard = str(getattr(self._client, "dashboard_link", "") or "")
 
     def __enter__(self) -> Self:

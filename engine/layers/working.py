@@ -12,7 +12,6 @@ killed process, and after a crash of the machine at worst from the beginning, si
 from __future__ import annotations
 
 import json
-import os
 import queue
 import shutil
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from modegap.engine.errors import EngineError
+from modegap.stores.durable import replaced
 
 from .rawrows import Buffers, checksum, read_rows, write_rows
 
@@ -260,10 +260,5 @@ def _put(ready: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
 
 
 def _write_json(file: Path, value: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(file, sync=False) as aside:
         aside.write_text(json.dumps(value), encoding="utf-8")
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)

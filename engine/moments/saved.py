@@ -17,6 +17,7 @@ import torch
 
 from modegap.engine.certificate import Certificate
 from modegap.engine.errors import EngineError
+from modegap.stores.durable import replaced
 
 from .result import ClassMomentsResult, MomentsResult
 
@@ -184,15 +185,8 @@ def save_moments(
         "files": files,
     }
     text = json.dumps(index, indent=1, allow_nan=False)
-    aside = path / f".{_INDEX}.{os.getpid()}.tmp"
-    try:
-        with aside.open("w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        aside.replace(path / _INDEX)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replaced(path / _INDEX) as aside:
+        aside.write_text(text, encoding="utf-8")
     return MomentsStore(path, json.loads(text))
 
 
@@ -213,18 +207,12 @@ def _write(file: Path, result: MomentsResult) -> None:
         "audit_error": result.audit_error,
         "certificate": result.certificate.to_json(),
     }
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(file) as aside:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             aside,
             metadata={"facts": json.dumps(facts)},
         )
-        with aside.open("rb") as opened:
-            os.fsync(opened.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _common(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], content: str) -> dict[str, Any]:

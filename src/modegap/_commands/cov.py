@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,11 +119,8 @@ def _shown(config: Config, found: MomentsResult) -> Output:
 def _save(found: MomentsResult, path: Path) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({"mean": found.mean.cpu(), "covariance": found.covariance.cpu().contiguous()}, temporary,
+    from modegap.stores.durable import replaced
+
+    with replaced(path) as aside:
+        save_file({"mean": found.mean.cpu(), "covariance": found.covariance.cpu().contiguous()}, aside,
                   metadata={"count": str(found.count)})  # fmt: skip
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

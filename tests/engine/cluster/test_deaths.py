@@ -201,6 +201,6 @@ def test_workers_need_not_be_alike(tmp_path: Path) -> None:
 
 def test_nobody_answers() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modegap.engine.cluster.session._PATIENCE", 0.5)
+        patch.setattr("modegap.engine.cluster.session._FIRST", 0.5)
         with pytest.raises(EngineError, match=r"no scheduler answers.*start one with `dask scheduler`"):
             connect("tcp://127.0.0.1:9")

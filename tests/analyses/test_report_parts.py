@@ -166,7 +166,7 @@ def test_several_models_get_a_legend() -> None:
     both = [{**row, "model": model} for model in ("plain", "aligned") for row in probes(("digit",))]
     layer = specification(probe_curves(both))["concat"][0]["layer"][1]
     assert layer["encoding"]["color"]["scale"]["domain"] == ["plain", "aligned"]
-    assert layer["encoding"]["color"]["legend"] == {"title": None}
+    assert layer["encoding"]["color"]["legend"]["title"] is None
 
 
 def test_rows_of_an_ablation() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modegap.analyses.saved import load_result, save_result
+from modegap.stores.durable import replaced
 
 from .cells import Cell
 from .config import Experiment
@@ -217,10 +218,8 @@ class Steps:
             {"caption": caption, "correct": named_digits(caption) == [digit]}
             for caption, digit in zip(said, digits, strict=True)
         ]
-        target = self.out / cell.file
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(target)
+        with replaced(self.out / cell.file) as aside:
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _same_space(cell: Cell, store: Path, modes: Path) -> bool:

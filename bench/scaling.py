@@ -201,9 +201,11 @@ def worker(address: str) -> Iterator[None]:
 
 @contextmanager
 def _started(kind: str, *words: str) -> Iterator[None]:
+    from modegap.engine.cluster.processes import MEMORY
+
     command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *words]
     quiet = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
-    process = subprocess.Popen(command, env={**_env(), **quiet}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env={**MEMORY, **_env(), **quiet}, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:

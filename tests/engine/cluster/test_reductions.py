@@ -270,4 +270,4 @@ def test_workers_keep_freed_memory(cluster: Cluster) -> None:
     """Dask's own setting gives it back to the system at once: twice the CPU time for page faults."""
     cluster.ready()
     for name, value in MEMORY.items():
-        assert set(cluster._client.run(os.environ.get, name).values()) == {value}
+        assert set(cluster._client.run(os.getenv, name).values()) == {value}

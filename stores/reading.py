@@ -131,7 +131,7 @@ class ChunkedArray:
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:
         """Fill `out` with stored values times their chunk's scale; the caller has checked the range."""
         size = self.spec.block_rows
-        for block in range(start // size, -(-stop // size)):
+        for block in self._blocks(start, stop):
             first, last = max(start, block * size), min(stop, (block + 1) * size)
             piece = out[first - start : last - start]
             scale = self.record(block).scale
@@ -171,5 +171,9 @@ class ChunkedArray:
 
     def max_exponent(self, start: int, stop: int) -> int:
         """Return the largest scale exponent of the chunks that hold the rows, 0 for none."""
+        return max((self.record(k).exponent for k in self._blocks(start, stop)), default=0)
+
+    def _blocks(self, start: int, stop: int) -> range:
+        """The blocks that hold the rows; none for no rows, such as those of an empty sample inside a block."""
         size = self.spec.block_rows
-        return max((self.record(k).exponent for k in range(start // size, -(-stop // size))), default=0)
+        return range(start // size, -(-stop // size) if stop > start else start // size)

@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modegap.stores import ActivationStore, DamagedChunkError, PointPlan, SampleRows, StorePlan, summing
+from modegap.stores import (
+    ActivationStore,
+    DamagedChunkError,
+    NotCommittedError,
+    PointPlan,
+    SampleRows,
+    StorePlan,
+    summing,
+)
 from modegap.stores.checksum import PIECE, combine, crc32c
+from modegap.stores.plan import Profile
 from modegap.stores.summing import read_summed
 
 WIDTH = 256
@@ -172,3 +181,20 @@ def test_a_forked_child_reads_too(big: tuple[ActivationStore, np.ndarray]) -> No
         finally:
             os._exit(0 if summing._helpers.cache_info().currsize == 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("profile", ["raw", "sharded"])
+def test_an_empty_sample_inside_a_chunk_needs_no_chunk(tmp_path: Path, profile: Profile) -> None:
+    lengths = np.array([3, 0, 6])
+    plan = StorePlan(
+        {"p": PointPlan(4, "tokens", lengths)},
+        ["a", "b", "c"],
+        chunk_bytes=32,
+        profile=profile,
+        shard_bytes=64,
+    )
+    rows = ActivationStore.create(tmp_path / "s.zarr", plan).rows("p")
+    assert rows.sample(1).shape == (0, 4)
+    assert rows.read(3, 3).shape == (0, 4)
+    with pytest.raises(NotCommittedError):
+        rows.read(2, 3)

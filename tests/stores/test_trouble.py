@@ -219,7 +219,6 @@ def test_what_may_not_be_read(shared: Path, hidden: str, capsys: pytest.CaptureF
     store = make_store(shared / "s.zarr", small_plan(8))
     wanted = files_of(store.path)
     place = store.path / hidden
-    place.chmod(0)
 
     def read() -> None:
         opened = ActivationStore.open(store.path)
@@ -227,6 +226,10 @@ def test_what_may_not_be_read(shared: Path, hidden: str, capsys: pytest.CaptureF
         rows = opened.rows("llm_final")
         rows.read(0, rows.n_valid_rows)
 
+    # what is imported at its first use: nobody may not read a checkout under root's home
+    read()
+    assert main(["info", str(store.path)]) == main(["verify", str(store.path)]) == 0
+    place.chmod(0)
     with somebody_else():
         message = message_of(read)
         assert main(["info", str(store.path)]) == (0 if hidden.endswith("c/1/0") else 1)

@@ -206,7 +206,8 @@ def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any,
     """What every share of a pass starts from, and the bytes of a share's part.
 
     A reduction of blocks chooses a shift from the first one. It is chosen here, from the block that one process
-    would take, and `fresh` hands it on.
+    would take, and `fresh` hands it on. Every worker waits for it, so a reduction may have a method `settle` that does
+    no more than that.
 
     Args:
         reduction: it stays as it was.
@@ -214,8 +215,9 @@ def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any,
         boundary: rows a block.
     """
     pilot, left = reduction.fresh(), boundary
+    take = getattr(pilot, "settle", pilot.update)
     for batch in batches:
-        pilot.update(batch)
+        take(batch)
         left -= len(batch)
         if left <= 0:
             break

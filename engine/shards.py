@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 _SHARDS = 64
 _LEAST_BYTES, _MOST_BYTES = 16 << 20, 256 << 20
-"""A shard is a 64th of the rows between these, and at least twice its result: a merge should cost little."""
+"""A shard is a 64th of the rows between these."""
+_STATES = (2, 4)
+"""It is also at least twice its result, and four times where that leaves `_FEW` shards: a merge and the transfer before
+it took a tenth of the time of a shard of twice its result."""
+_FEW = 6
+_HALVINGS = 3
+_TAIL = 16
 
 _WINDOW = 1 << 20
 
@@ -46,29 +53,103 @@ def boundary_of(reduction: Any, device: str | None) -> int:
     return 1 if found is None else int(found(device))
 
 
-def shard_rows(rows: int, row_bytes: int, state_bytes: int, least: int | None = None) -> int:
-    """Rows of a shard of so many; `least` are bytes instead of a 64th. Never less than twice the result's bytes."""
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """Rows of a shard, and of the smallest of those at the end: with small ones there, workers end together."""
+
+    target: int
+    least: int
+
+
+def grain(rows: int, row_bytes: int, state_bytes: int, least: int | None = None) -> Grain:
+    """What a pass over so many rows is cut into.
+
+    Args:
+        rows: of the pass.
+        row_bytes: of a row.
+        state_bytes: of a shard's result.
+        least: bytes of a shard, instead of a 64th of the rows between 16 and 256 MiB.
+    """
+    total = rows * row_bytes
     if least is None:
-        least = min(max(rows * row_bytes // _SHARDS, _LEAST_BYTES), _MOST_BYTES)
-    return max(1, math.ceil(max(least, 2 * state_bytes) / row_bytes))
+        floor, least = _LEAST_BYTES, min(max(total // _SHARDS, _LEAST_BYTES), _MOST_BYTES)
+    else:
+        floor = least
+    few, many = (times * state_bytes for times in _STATES)
+    target = max(least, few, min(many, total // _FEW))
+    smallest = min(max(floor, state_bytes // 3), target)
+    return Grain(max(1, math.ceil(target / row_bytes)), max(1, math.ceil(smallest / row_bytes)))
+
+
+def sizes(rows: int, of: Grain, step: int) -> list[int]:
+    """Wanted rows of each shard, multiples of `step` but for the last: equal ones, then smaller and smaller.
+
+    The last sixteenth of the shards, at least two, is half as large, half of that again, and so on down to an eighth
+    or to the least. It depends on no number of workers, so that neither do bits and files.
+    """
+    size = _multiple(of.target, step)
+    found: list[int] = []
+    left = rows
+    tail = max(math.ceil(rows / size / _TAIL), 2) * size if rows > size else 0
+    for _ in range(_HALVINGS):
+        smaller = _multiple(size // 2, step)
+        if not tail or smaller >= size or smaller < of.least:
+            break
+        while left > max(tail, size):
+            found.append(size)
+            left -= size
+        size, tail = smaller, tail // 2
+    while left > 0:
+        found.append(min(size, left))
+        left -= size
+    return found
 
 
 def cut(
-    rows: RowArray, start: int, stop: int, target: int, boundary: int, selection: Selection | None = None
+    rows: RowArray,
+    start: int,
+    stop: int,
+    target: int | Grain,
+    boundary: int,
+    selection: Selection | None = None,
 ) -> list[Shard]:
     """Shards of about `target` wanted rows over rows `start` to `stop`, cut at multiples of `boundary` of them.
 
     Without a selection the cuts fall on chunks too where that is possible, so that no chunk is read twice.
     """
+    of = target if isinstance(target, Grain) else Grain(target, target)
     if selection:
-        return _cut_selected(rows, start, stop, _multiple(target, boundary), selection)
-    whole = math.lcm(boundary, rows.chunk_rows)
-    step = _multiple(target, whole if whole <= 2 * target and start % rows.chunk_rows == 0 else boundary)
-    edges = [*range(start, stop, step), stop] if stop > start else []
+        return _cut_selected(rows, start, stop, of, boundary, selection)
+    step = boundary
+    if start % rows.chunk_rows == 0:
+        step = cut_step(of, boundary, rows.chunk_rows)
+    edges = list(accumulate(sizes(stop - start, of, step), initial=start))
     return [Shard(i, lo, hi, hi - lo) for i, (lo, hi) in enumerate(pairwise(edges))]
 
 
-def _cut_selected(rows: RowArray, start: int, stop: int, step: int, selection: Selection) -> list[Shard]:
+def cut_step(of: Grain, boundary: int, chunk_rows: int) -> int:
+    """Rows of which a shard has a multiple: of chunks too, where shards stay small enough."""
+    whole = math.lcm(boundary, chunk_rows)
+    return whole if whole <= 2 * of.target else boundary
+
+
+def _cut_selected(
+    rows: RowArray, start: int, stop: int, of: Grain, boundary: int, selection: Selection
+) -> list[Shard]:
+    # How many rows are wanted is known at the end only: they are cut into the smallest pieces at first.
+    step = _multiple(min(of.least, of.target), boundary)
+    pieces = _cut_evenly(rows, start, stop, step, selection)
+    ends = list(accumulate(piece.rows for piece in pieces))
+    found, at, first = [], 0, 0
+    for size in sizes(ends[-1] if ends else 0, of, step):
+        at += size
+        last = bisect_left(ends, at)
+        found.append(Shard(len(found), pieces[first].start, pieces[last].stop, size))
+        first = last + 1
+    return found
+
+
+def _cut_evenly(rows: RowArray, start: int, stop: int, step: int, selection: Selection) -> list[Shard]:
     edges, counts, seen = [start], [], 0
     for lo in range(start, stop, _WINDOW):
         hi = min(lo + _WINDOW, stop)

@@ -15,12 +15,12 @@ from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments
 from modegap.engine.packing import Part, best_pickler, pack, save_packed
-from modegap.engine.shards import Node, Shard, boundary_of, cut, shard_rows, tree
+from modegap.engine.shards import Node, Shard, boundary_of, cut, grain, tree
 from modegap.engine.stream import Kind, Progress, rows_of
 
 from .calls import Kept
 from .memory import TooLargeError, check_workers, leaf_bytes, merge_bytes
-from .passes import Pass, leaf, merge, prepare, where
+from .passes import Pass, Prepared, leaf, merge, prepare, where
 from .session import Cluster, Graph, Ref, Task
 from .tiles import moments_by_tiles, tile_width
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from modegap.stores import ActivationStore
 
 _MOST_EMBEDDED = 1 << 20
+_MOST_REPEATED = 64 << 10
+"""Bytes of what every leaf starts from that each takes with it; more is passed on from worker to worker."""
 
 
 def reduce_on(
@@ -59,7 +61,7 @@ def reduce_on(
         points: hook point, or two whose rows belong together.
         reduction: as in `reduce`; it stays as it was.
         kind, start, stop, select, samples, device, progress: as in `reduce`.
-        shard_bytes: least bytes of a shard; a 64th of the rows, 16 to 256 MiB, unless given.
+        shard_bytes: least bytes of a shard; see `engine.shards.grain`.
         options: batch_rows, prefetch and readers of `stream`.
 
     Raises:
@@ -142,9 +144,8 @@ class _Job:
         given = (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary)
         first = Task(prepare, given, what="the first block")
         ((prepared, size),) = self.cluster.run(lambda: {"begin": first}, lambda graph: ["begin"])
-        begin = Task(_same, (parcel(self.cluster, prepared),))
-        target = shard_rows(self.stop - self.start, self.row_bytes, size, self.shard_bytes)
-        self.shards = cut(rows[0], self.start, self.stop, target, boundary, self.work.selection() or None)
+        of = grain(self.stop - self.start, self.row_bytes, size, self.shard_bytes)
+        self.shards = cut(rows[0], self.start, self.stop, of, boundary, self.work.selection() or None)
         if not self.shards:
             return Part(self.reduction.fresh())
         chunk = max(one.chunk_rows * one.shape[1] * one.dtype.itemsize for one in rows)
@@ -154,7 +155,7 @@ class _Job:
         self._name_nodes()
         root = Node(0, len(self.shards))
         (part,) = self.cluster.run(
-            lambda: self._graph(begin, root), lambda graph: [self.names[root]], self._done
+            lambda: self._graph(prepared, root), lambda graph: [self.names[root]], self._done
         )
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,7 +171,10 @@ class _Job:
             own.update(
                 repr((self.shards[node.first : node.last], self.digests[node.first : node.last])).encode()
             )
-            self.names[node] = f"{node.first}-{node.last}-{own.hexdigest()[:24]}"
+            # Dask takes the words before the first number for the kind of a task, and hands out tasks of one kind that
+            # wait for nothing one by one, as workers are free.
+            kind = "merge" if node.children else "rows"
+            self.names[node] = f"{kind}-{node.first}-{node.last}-{own.hexdigest()[:24]}"
             self._nodes[self.names[node]] = node
         if self.cluster.folder is not None:
             self.folder = self.cluster.folder / f"reduce-{base.hexdigest()[:24]}"
@@ -178,9 +182,13 @@ class _Job:
     def _path(self, node: Node) -> Path | None:
         return None if self.folder is None else self.folder / f"{self.names[node]}.part"
 
-    def _graph(self, begin: Task, root: Node) -> Graph:
+    def _graph(self, prepared: Prepared, root: Node) -> Graph:
         """What is left to do for `root`: nodes whose files are there are done."""
-        graph: dict[str, Task] = {"begin": begin}
+        graph: dict[str, Task] = {}
+        begin: Any = parcel(self.cluster, prepared)
+        if not isinstance(begin, Part) or begin.nbytes > _MOST_REPEATED:
+            graph["begin"] = Task(_same, (begin,))
+            begin = Ref("begin")
         self._seen = 0
         wanted, stack = {root}, [root]
         while stack:
@@ -207,7 +215,7 @@ class _Job:
             shard = self.shards[node.first]
             graph[name] = Task(
                 leaf,
-                (Ref("begin"), shard, self.digests[node.first]),
+                (begin, shard, self.digests[node.first]),
                 path,
                 self.need,
                 weight=shard.rows,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modegap.engine.shards import Node, shard_rows, tree
+from modegap.engine.shards import Grain, Node, cut_step, grain, sizes, tree
 
 from .memory import leaf_bytes, merge_bytes, needed_limit
 
@@ -30,7 +31,7 @@ class ClusterPlan:
         width: channels.
         shards: leaves of the tree.
         workers: of one task at a time.
-        tasks: in the graph: the first block, its size, a leaf a shard and the merges.
+        tasks: the first block, a leaf a shard and the merges.
         depth: merges one after the other.
         read_bytes: of rows, by all workers.
         part_bytes: of a partial result.
@@ -92,7 +93,7 @@ def plan_reduction(
         width: channels.
         workers: workers of one thread.
         itemsize: bytes a value.
-        shards: how many; None cuts as `reduce_on` does.
+        shards: how many, of equal size; None cuts as `reduce_on` does.
         shard_bytes: least bytes of a shard.
         part_bytes: of a partial result; a covariance's unless given.
         block_rows: rows of the reduction's block.
@@ -108,16 +109,18 @@ def plan_reduction(
     row_bytes = width * itemsize
     part = covariance_part(width) if part_bytes is None else part_bytes
     if shards is None:
-        step = -(-shard_rows(rows, row_bytes, part, shard_bytes) // block_rows) * block_rows
-        shards = -(-rows // step)
+        of = grain(rows, row_bytes, part, shard_bytes)
+        cuts = sizes(rows, of, cut_step(of, block_rows, max(chunk_bytes // row_bytes, 1)))
+    else:
+        cuts = sizes(rows, Grain(-(-rows // shards), rows), 1)
+    shards = len(cuts)
     if rate is None:
         rate = min(_RATE * 4096 / width, _READ_RATE)
-    leaf_seconds = rows * row_bytes / shards / rate
-    run = _walk(shards, workers, leaf_seconds, 3 * part / _MERGE_RATE)
+    run = _walk([size * row_bytes / rate for size in cuts], workers, 3 * part / _MERGE_RATE)
     need = max(leaf_bytes(part, 2 * block_rows * row_bytes, chunk_bytes), merge_bytes(part))
     # What a task holds of its own is in its need; the worker holds the others beside it.
     beside = max(run.held - 2, 0) * part
-    tasks = 2 * shards - 1 + 2
+    tasks = 2 * shards - 1 + 1
     return ClusterPlan(
         rows=rows,
         width=width,
@@ -150,9 +153,10 @@ class _Walked:
     kept: int = 0
 
 
-def _walk(shards: int, workers: int, leaf_seconds: float, merge_seconds: float) -> _Walked:
+def _walk(leaf_seconds: Sequence[float], workers: int, merge_seconds: float) -> _Walked:
     """The run in time order: which worker takes which task, and what lies where."""
     found = _Walked()
+    shards = len(leaf_seconds)
     parent = {child: node for node in tree(shards) for child in node.children}
     at: dict[Node, int] = {}
     held: dict[int, int] = defaultdict(int)
@@ -173,7 +177,7 @@ def _walk(shards: int, workers: int, leaf_seconds: float, merge_seconds: float) 
         leaf = next(leaves, None)
         if leaf is None:
             return False
-        heapq.heappush(running, (now + leaf_seconds, worker, Node(leaf, leaf + 1)))
+        heapq.heappush(running, (now + leaf_seconds[leaf], worker, Node(leaf, leaf + 1)))
         return True
 
     while True:

@@ -65,6 +65,15 @@ class ClassMoments(Moments):
             ValueError: the batch has no sample column, or as in Moments.
             EngineError: as in Moments; rows without a label are not looked at.
         """
+        self._take(*self._labelled(batch))
+
+    @accumulates
+    def settle(self, batch: ActivationBatch) -> None:
+        """As in Moments, of the labelled rows."""
+        super().settle(self._labelled(batch)[0])
+
+    def _labelled(self, batch: ActivationBatch) -> tuple[ActivationBatch, torch.Tensor]:
+        """The rows with a label, and their classes."""
         if batch.sample is None:
             raise ValueError("sample: got None, expected the sample index of each row (stream() provides it)")
         sample = batch.sample.cpu()
@@ -85,15 +94,18 @@ class ClassMoments(Moments):
                 stop=batch.end,
             )
             codes = codes[kept]
-        self._take(batch, codes)
+        return batch, codes
+
+    def _allocate(self, width: int, device: torch.device) -> None:
+        super()._allocate(width, device)
+        if self._class_sum.shape[1] != width:
+            self._class_sum = torch.zeros((self.n_classes, width), dtype=torch.float64, device=device)
+        self._class_sum = self._class_sum.to(device)
 
     def _absorb(self, block: Block) -> torch.Tensor:
         rows = super()._absorb(block)
         assert block.codes is not None
-        n, d = rows.shape
-        if self._class_sum.shape[1] != d:
-            self._class_sum = torch.zeros((self.n_classes, d), dtype=torch.float64, device=rows.device)
-        self._class_sum = self._class_sum.to(rows.device)
+        n = len(rows)
         member = torch.zeros((self.n_classes, n), dtype=rows.dtype)
         member[block.codes, torch.arange(n)] = 1.0
         member = member.to(rows.device)
@@ -114,7 +126,7 @@ class ClassMoments(Moments):
             moved = other._class_sum.to(theirs.total.device)
             if delta is not None:
                 moved = moved + other._class_count.to(moved.device)[:, None] * delta
-            self._class_sum = self._class_sum + moved if self._class_sum.shape[1] else moved.clone()
+            self._class_sum = self._class_sum + moved
             self._class_count = self._class_count + other._class_count
 
     @accumulates

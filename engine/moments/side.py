@@ -90,9 +90,7 @@ class Side:
         """
         n, d = block.x.shape
         device = block.x.device
-        if self.shift is None:
-            self.shift = self._pilot(block)
-        shift = self.shift = self.shift.to(device)
+        shift = self.settle(block)
         if not len(self.total):
             self.total = torch.zeros(d, dtype=torch.float64, device=device)
         self.total = self.total.to(device)
@@ -110,6 +108,13 @@ class Side:
                 self._sum(rows)
         self.count += n
         return rows
+
+    def settle(self, block: Block) -> torch.Tensor:
+        """The shift, on the block's device; chosen from the block where there is none yet."""
+        if self.shift is None:
+            self.shift = self._pilot(block)
+        self.shift = self.shift.to(block.x.device)
+        return self.shift
 
     def _sum(self, rows: torch.Tensor) -> None:
         n, d = rows.shape

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.chunks import Selection
 from modegap.engine.errors import EngineError
-from modegap.engine.moments import Moments
+from modegap.engine.moments import ClassMoments, Moments
 from modegap.engine.packing import Part, load_packed, pack, save_packed, settled, unpack
-from modegap.engine.shards import Node, cut, shard_rows, spans, tree
+from modegap.engine.shards import Grain, Node, cut, grain, sizes, spans, tree
 
 
 class Rows:
@@ -40,8 +40,9 @@ def test_shards_cover_the_rows_and_begin_on_blocks(
     start: int, n: int, target: int, boundary: int, chunk: int
 ) -> None:
     rows: Any = Rows(chunk)
+    of = Grain(target, max(target // 5, 1))
     for selection in (None, Selection(modalities=np.array([2], dtype=np.uint8))):
-        shards = cut(rows, start, start + n, target, boundary, selection)
+        shards = cut(rows, start, start + n, of, boundary, selection)
         wanted = np.arange(start, start + n)
         if selection is not None:
             wanted = wanted[wanted % 3 == 0]
@@ -50,7 +51,7 @@ def test_shards_cover_the_rows_and_begin_on_blocks(
         for before, after in pairwise(shards):
             assert before.stop == after.start
             assert before.rows % boundary == 0
-            assert before.rows >= min(target, boundary)
+            assert before.rows >= min(of.least, boundary)
         if shards:
             assert shards[0].start == start
             kept = np.concatenate([wanted[(wanted >= s.start) & (wanted < s.stop)] for s in shards])
@@ -75,12 +76,49 @@ def test_a_tree_merges_every_leaf_once(leaves: int) -> None:
     assert sum(1 for _ in tree(leaves)) == 2 * leaves - 1
 
 
-def test_shards_hold_at_least_twice_their_result() -> None:
-    assert shard_rows(10**6, 8192, 134_000_000) == -(-268_000_000 // 8192)
-    assert shard_rows(10**6, 8192, 0) == (10**6 * 8192 // 64) // 8192
-    assert shard_rows(10, 8192, 0) == (16 << 20) // 8192
+def test_shards_are_large_beside_their_result() -> None:
+    state, row = 134_000_000, 8192
+    assert grain(30_000, row, state) == Grain(-(-2 * state // row), -(-(state // 3) // row))
+    assert grain(10**6, row, state).target == -(-4 * state // row)
+    assert grain(240_000, row, state).target == 40_000
+    assert grain(10**6, row, 0).target == (10**6 * row // 64) // row
+    assert grain(10, row, 0) == Grain((16 << 20) // row, (16 << 20) // row)
+    assert grain(10**6, row, 0, 1 << 20) == Grain((1 << 20) // row, (1 << 20) // row)
     assert spans(10, 3) == [(0, 3), (3, 7), (7, 10)]
     assert spans(0, 3) == []
+
+
+def test_the_last_shards_are_smaller() -> None:
+    assert sizes(1200, Grain(200, 25), 25) == [200] * 4 + [100] * 2 + [50] * 2 + [25] * 4
+    assert sizes(1200, Grain(200, 60), 25) == [200] * 4 + [100] * 4
+    assert sizes(1210, Grain(200, 200), 25) == [200] * 6 + [10]
+    assert sizes(200, Grain(200, 25), 25) == [200]
+    assert sizes(0, Grain(200, 25), 25) == []
+    many = sizes(200 * 160, Grain(200, 1), 1)
+    assert (many.count(200), many.count(100), many.count(50), many.count(25)) == (150, 10, 10, 20)
+
+
+@given(st.integers(0, 5000), st.integers(1, 900), st.integers(1, 900), st.integers(1, 100))
+def test_sizes_cover_the_rows(rows: int, target: int, least: int, step: int) -> None:
+    found = sizes(rows, Grain(target, min(target, least)), step)
+    assert sum(found) == rows
+    assert found[:-1] == sorted(found[:-1], reverse=True)
+    assert all(size > 0 for size in found)
+    assert all(size % step == 0 for size in found[:-1])
+    assert len(found) <= 4 * (rows // target) + 8
+
+
+def test_workers_end_together_with_small_shards_at_the_end() -> None:
+    """Greedy workers, one of them late by half a shard."""
+
+    def idle(shards: list[int]) -> int:
+        busy = [0, 100]
+        for size in shards:
+            busy[busy.index(min(busy))] += size
+        return max(busy) - min(busy)
+
+    assert idle(sizes(1200, Grain(200, 200), 25)) == 100
+    assert idle(sizes(1200, Grain(200, 25), 25)) == 0
 
 
 def batch(n: int, seed: int) -> ActivationBatch:
@@ -116,6 +154,21 @@ def test_a_merge_leaves_its_parts() -> None:
     once, twice = a.merged(b), a.merged(b)
     assert once.rows == 32
     assert torch.equal(once.reduction.finalize().covariance, twice.reduction.finalize().covariance)
+
+
+def test_a_reduction_settles_as_its_first_block_does() -> None:
+    labels = [0, 1, -1] * 20
+    for made in (Moments(block_rows=8), Moments("exact"), ClassMoments(labels, 2, block_rows=8)):
+        x = (torch.randn(40, 200) + 5).half()
+        rows = ActivationBatch(x, 0, "p", sample=torch.arange(40))
+        template, size = settled(made, [rows], 8)
+        whole = made.fresh()
+        whole.update(rows)
+        assert torch.equal(
+            template.state_dict()["side"]["shift"], whole.fresh().state_dict()["side"]["shift"]
+        )
+        assert template.state_dict()["side"]["count"] == 0
+        assert size == pytest.approx(Part(whole).nbytes, rel=0.2)
 
 
 def test_values_of_many_kinds() -> None:

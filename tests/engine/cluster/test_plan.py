@@ -20,7 +20,7 @@ from modegap.engine.reduce import reduce
 
 def test_a_thousand_shards_on_sixty_four_workers() -> None:
     plan = plan_reduction(1000 * 32768, 4096, workers=64, shards=1000, rate=0.1e9)
-    assert plan.tasks == 2 * 1000 - 1 + 2
+    assert plan.tasks == 2 * 1000
     assert plan.depth == 10
     assert plan.read_bytes == 1000 * 32768 * 4096 * 2
     assert plan.part_bytes == pytest.approx(8 * 4096**2, rel=0.03)
@@ -35,7 +35,8 @@ def test_a_thousand_shards_on_sixty_four_workers() -> None:
 @pytest.mark.parametrize(("shards", "workers"), [(1, 1), (1, 9), (7, 3), (64, 1), (5, 64)])
 def test_every_shape_ends(shards: int, workers: int) -> None:
     plan = plan_reduction(shards * 100, 16, workers=workers, shards=shards, rate=0.1e9)
-    assert plan.tasks == 2 * shards + 1
+    assert plan.tasks == 2 * plan.shards
+    assert plan.shards == shards
     assert plan.moved_bytes <= 2 * (shards - 1) * plan.part_bytes
     assert plan.moved_bytes == 0 or workers > 1
     assert plan.parts_held <= shards
@@ -76,8 +77,11 @@ def test_the_plan_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shards = sum(task.fn.__name__ == "leaf" for graph in graphs for task in graph.values())
     size = Part(whole).nbytes
     plan = plan_reduction(
-        rows, 64, workers=2, shards=shards, part_bytes=size, block_rows=32, chunk_bytes=16384
+        rows, 64, workers=2, shard_bytes=1 << 14, part_bytes=size, block_rows=32, chunk_bytes=16384
     )
+    leaves = [task.weight for graph in graphs for task in graph.values() if task.fn.__name__ == "leaf"]
+    assert leaves[0] > 2 * leaves[-2], "the last shards are not smaller"
+    assert plan.shards == shards
     assert sum(map(len, graphs)) == plan.tasks
     assert shards > 5
     assert plan.part_bytes == pytest.approx(plan_reduction(rows, 64, workers=2).part_bytes, rel=0.2)

@@ -201,11 +201,11 @@ def worker(address: str) -> Iterator[None]:
 
 @contextmanager
 def _started(kind: str, *words: str) -> Iterator[None]:
-    from modegap.engine.cluster.processes import MEMORY
+    from modegap.engine.cluster.processes import environment as settings
 
     command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *words]
-    quiet = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
-    process = subprocess.Popen(command, env={**MEMORY, **_env(), **quiet}, stdout=subprocess.DEVNULL)
+    env = {**_env(), **settings(), "DASK_LOGGING__DISTRIBUTED": "error"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -72,7 +72,7 @@ def _local(workers: int | None) -> Any:
     distributed = dask_or_error()
     limit = importlib.import_module("distributed.system").MEMORY_LIMIT
 
-    from .processes import QuietWorker
+    from .processes import SETTINGS, QuietWorker
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     gpus = visible_gpus()
@@ -92,7 +92,8 @@ def _local(workers: int | None) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
     }
-    return distributed.SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
+    with importlib.import_module("dask").config.set(SETTINGS):
+        return distributed.SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def visible_gpus() -> list[str]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from modegap.engine.cluster.memory import (
     fits,
     needed_limit,
 )
-from modegap.engine.cluster.processes import MEMORY
+from modegap.engine.cluster.processes import SETTINGS, environment
 from modegap.engine.cluster.tiles import moments_by_tiles, tile_bytes, tile_width
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
@@ -266,8 +267,15 @@ def test_a_killed_client_goes_on_from_its_files(
     assert not list(tmp_path.rglob("*.part")), "partial results stay behind"
 
 
-def test_workers_keep_freed_memory(cluster: Cluster) -> None:
-    """Dask's own setting gives it back to the system at once: twice the CPU time for page faults."""
+def test_workers_have_their_settings(cluster: Cluster) -> None:
+    """Dask's own give freed memory back at once, twice the CPU time for page faults, and look around every 20 ms."""
     cluster.ready()
-    for name, value in MEMORY.items():
+    for name, value in environment().items():
         assert set(cluster._client.run(os.getenv, name).values()) == {value}
+    for name, value in SETTINGS.items():
+        assert set(cluster._client.run(dask.config.get, name).values()) == {value}
+    assert cluster._client.run_on_scheduler(_saturation) == 1.0
+
+
+def _saturation(dask_scheduler: Any) -> float:
+    return float(dask_scheduler.WORKER_SATURATION)

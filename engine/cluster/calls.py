@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modegap.engine.errors import EngineError
+from modegap.engine.errors import EngineError, ValuesError
 from modegap.engine.packing import best_pickler, load_packed, save_packed
 from modegap.stores.errors import StoreError
 
@@ -40,7 +40,7 @@ def execute(fn: Callable[..., Any], path: str | None, need: int, *args: Any) -> 
         args: of `fn`; `Kept` ones are read first.
 
     Raises:
-        EngineError: the work failed by what a user can mend; the message names the worker.
+        EngineError: the work failed by what a user can mend; the message names the worker, unless any would fail.
     """
     if path is not None and Path(path).exists():
         return Kept(path)
@@ -48,6 +48,8 @@ def execute(fn: Callable[..., Any], path: str | None, need: int, *args: Any) -> 
     try:
         with _room(need):
             result = fn(*(_read(arg) if isinstance(arg, Kept) else arg for arg in args))
+    except ValuesError:
+        raise
     except (StoreError, EngineError, OSError) as error:
         raise EngineError(f"worker {worker_name()}: {' '.join(str(error).split())}") from None
     if path is None:

@@ -19,7 +19,7 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.profile.enabled": False,
 }
-"""For Dask. It looks every 20 ms whether its event loop still answers, which took 2% of a core in every worker, and takes
+"""For Dask. It looks every 20 ms whether its event loop still answers, which took 2% of a core a worker, and takes
 samples of what runs: tasks here are long, and say themselves how far they are. It gives a worker more than it works on:
 at the end one had two shards and another none.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from modegap.engine.batch import ActivationBatch
-from modegap.engine.errors import EngineError
+from modegap.engine.errors import ValuesError
 from modegap.kernels import Mode, Workspace, absmax, exact_up_to, one_thread, shift_of, stage, stage_and_sum
 
 from .blocks import Block
@@ -54,7 +54,7 @@ class Side:
 
         Raises:
             ValueError: point, width, dtype or device differ from earlier batches.
-            EngineError: a value is NaN or infinite (point, row and sample are named).
+            ValuesError: a value is NaN or infinite (point, row and sample are named).
         """
         x = batch.x
         if self.dtype is not None:
@@ -67,7 +67,7 @@ class Side:
         peak = absmax(x)
         largest = float(peak.amax()) if len(peak) else 0.0
         if not largest < float("inf"):
-            raise EngineError(_not_finite(batch))
+            raise ValuesError(_not_finite(batch))
         return peak
 
     def note(self, batch: ActivationBatch, peak: torch.Tensor) -> None:

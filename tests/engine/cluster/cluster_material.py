@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
+from modegap.stores.checksum import crc32c
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,6 +51,22 @@ def make_store(
             columns = (np.arange(n, dtype=np.int32), rng.integers(1, 4, n).astype(np.uint8))
             writer.put(i, rows, {"adapter": columns})
     return ActivationStore.open(path)
+
+
+def poison(store: ActivationStore, point: str, row: int, channel: int) -> None:
+    """Put a NaN where no writer would: into a chunk, with the checksums that belong to it."""
+    rows = store.rows(point)
+    chunk, at = divmod(row, rows.chunk_rows)
+    array = next(a for a in store.arrays if (a.kind, a.owner) == ("tokens", point))
+    file = Path(str(store.path)) / "points" / point / "rows" / "c" / str(chunk) / "0"
+    content = bytearray(file.read_bytes())
+    values = np.frombuffer(content, np.float16, rows.chunk_rows * rows.shape[1]).reshape(-1, rows.shape[1])
+    values[at, channel] = np.nan
+    checksum = crc32c(bytes(content[:-4]))
+    content[-4:] = checksum.to_bytes(4, "little")
+    file.write_bytes(content)
+    record = replace(store.commits(array).record(chunk), crc32c=checksum)
+    (Path(str(store.path)) / "_commit" / array.spec.path / f"{chunk}.json").write_bytes(record.dump())
 
 
 class SlowMoments(Moments):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cluster_material import make_store, poison
 from safetensors.torch import load_file
 
 import modegap as mg
@@ -19,6 +21,7 @@ from modegap.analyses.saved import load_result
 from modegap.cli import main
 from modegap.engine.cluster import Cluster
 from modegap.engine.errors import EngineError
+from modegap.stores import ActivationStore
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,41 @@ def test_bad_clusters_are_bad_usage(lab: Path, tmp_path: Path, capsys: pytest.Ca
     code = main(["cov", modal, "adapter_output", "--cluster", "local:1", "--checkpoint", str(tmp_path / "c")])
     assert code == 1
     assert "run_folder" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_said_as_in_one_process(cluster: Cluster, tmp_path: Path) -> None:
+    made = make_store(tmp_path / "bad.zarr", samples=12)
+    fine = make_store(tmp_path / "fine.zarr", samples=12, seed=1)
+    row = made.rows("adapter_output").n_valid_rows // 2
+    poison(made, "adapter_output", row, 3)
+    bad = ActivationStore.open(made.path)
+    text = {"text_point": "llm_final"}
+    for work in (
+        partial(mg.reduce, bad, "adapter_output", mg.Moments()),
+        partial(mg.align, bad, fine, **text),
+        partial(mg.align, fine, bad, text_point="adapter_output"),
+    ):
+        said = []
+        for options in ({}, {"cluster": cluster}):
+            with pytest.raises(EngineError) as caught:
+                work(**options)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+        assert re.match(
+            rf"adapter_output: row {row} \(sample \d+\) holds nan in channel 3; re-extract", said[0]
+        )
+    grid = {**text, "bootstrap": 0, "projections": 8, "features": 16, "samples": 20}
+    one, found = (mg.distance(bad, fine, **grid, **options) for options in ({}, {"cluster": cluster}))
+    messages = {pair.point: pair.messages for pair in found.pairs}
+    assert messages == {pair.point: pair.messages for pair in one.pairs}
+    assert "holds nan in channel 3" in messages["adapter_output"][0]
+    assert not messages["llm_final"], "the other point is not there"
+
+
+def test_a_value_that_is_not_finite_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = make_store(tmp_path / "bad.zarr", samples=4)
+    poison(made, "adapter_output", 5, 3)
+    assert main(["cov", str(made.path), "adapter_output", "--cluster", "local:1", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("modegap: error: adapter_output: row 5 (sample 0) holds nan in channel 3; ")
+    assert error.count("\n") == 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import keyword
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +70,83 @@ def test_bad_usage_is_two(capsys: Out, store: Path) -> None:
     code, error = fails(capsys, "demo", "--samples", "3")
     assert code == 2
     assert "expected at least 60" in error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_value_is_one_line_that_says_what_is_expected(command: str, capsys: Out) -> None:
+    module = importlib.import_module(f"modegap._commands.{command}{'_' * keyword.iskeyword(command)}")
+    hints = {name: hint for one in module.CONFIGS for name, hint in typing.get_type_hints(one).items()}
+    needed = [
+        f.name
+        for one in module.CONFIGS
+        for f in dataclasses.fields(one)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    given = [word for name in needed for word in (f"--{name}", "x")]
+    kinds: dict[object, str] = {}  # an option of each kind of value
+    for name, hint in hints.items():
+        parts = [part for part in typing.get_args(hint) or (hint,) if part is not type(None)]
+        kind = "choice" if "Literal" in str(hint) else parts[0]
+        if name not in needed and (kind == "choice" or (len(parts) == 1 and kind in (int, float, bool))):
+            kinds.setdefault(kind, name)
+    for name in kinds.values():
+        code, error = fails(capsys, command, *given, f"--{name.replace('_', '-')}", "no-such-value")
+        assert code == 2, name
+        assert error.startswith(f"modegap: error: {name}: got 'no-such-value', expected "), name
+        assert error.endswith(f"; see modegap {command} --help\n")
+        assert error.count("\n") == 1
+    assert "choice" in kinds or command not in {"plan", "extract", "cov", "align", "probe", "lora"}
+
+
+def test_options_that_do_not_fit_are_one_line(capsys: Out, store: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("mode: presise\n")
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text("moed: exact\n")
+    for words, message in {
+        (
+            "plan",
+            "m",
+            "d",
+            "--pool",
+            "modalty",
+        ): "pool: got 'modalty', expected all or modality; did you mean 'modality'?",
+        ("cov", "s", "p", "--run-foldr", "x"): "no option --run-foldr; did you mean '--run-folder'?",
+        ("cov", "s", "p", "more"): "unexpected argument 'more'",
+        ("cov", "s"): "the following arguments are required: point",
+        (
+            "cov",
+            "s",
+            "p",
+            "--config",
+            str(wrong),
+        ): "mode: got 'presise', expected precise, exact or fast; did you mean",
+        ("cov", "s", "p", "--config", str(unknown)): "no option 'moed'; did you mean 'mode'?",
+        ("cov", "--store", "s"): "the following arguments are required: point",
+        ("cov", "--point"): "point: got nothing after --point",
+        ("cov", "--store", "s", "p", "--mod", "exact"): "no option --mod; did you mean '--mode'?",
+    }.items():
+        code, error = fails(capsys, *words)
+        assert code == 2, words
+        assert error.startswith(f"modegap: error: {message}"), error
+        assert error.count("\n") == 1
+
+
+def test_positional_arguments_have_names(capsys: Out, store: Path) -> None:
+    wanted = run_json(capsys, "cov", str(store), "adapter_output")
+    for words in (
+        ("--store", str(store), "--point", "adapter_output"),
+        ("--point=adapter_output", str(store)),
+        ("--mode", "precise", "adapter_output", "--store", str(store)),
+    ):
+        assert run_json(capsys, "cov", *words) == wanted
+    assert main(["cov", "--store", "s", "--help"]) == 0
+
+
+def run_json(capsys: Out, *words: str) -> object:
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_missing_store_names_the_remedy(capsys: Out, tmp_path: Path) -> None:

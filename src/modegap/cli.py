@@ -7,17 +7,15 @@ module of the command that was asked for is imported, so that `modegap info` nee
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import keyword
 import os
 import sys
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from modegap._arguments import parsed
 from modegap._console import Console
 from modegap._names import did_you_mean
 from modegap._version import __version__
@@ -60,6 +58,7 @@ def overview() -> str:
         "A chunked fp16 Zarr activation store and streaming analytics engine for multimodal LLMs.\n\n"
         f"commands:\n{rows}\n\n"
         "`modegap COMMAND --help` lists a command's options; each can also be given in a YAML file: --config FILE.\n"
+        "Arguments may be given by name too: --store DIR.\n"
         "All commands take --json (one JSON object on stdout) and --quiet (no progress bars)."
     )
 
@@ -80,74 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"modegap._commands.{name}{'_' * keyword.iskeyword(name)}")
     try:
-        configs, as_json, quiet = _parse(name, module.CONFIGS, rest)
-    except SystemExit as stop:  # argparse has printed the usage or the help
+        configs, as_json, quiet = parsed(name, COMMANDS[name], module.CONFIGS, rest)
+    except SystemExit as stop:  # argparse has printed the help
         return stop.code if isinstance(stop.code, int) else 2
-    except ValueError as error:  # an option out of its range
+    except ValueError as error:  # an option that is not there, or out of its range
         print(f"modegap: error: {_one_line(error)}; see modegap {name} --help", file=sys.stderr)
         return 2
     return _guarded(module, configs, as_json=as_json, quiet=quiet)
-
-
-def _parse(name: str, configs: Sequence[type], args: list[str]) -> tuple[list[Any], bool, bool]:
-    from jsonargparse import ArgumentParser
-
-    hints = {field: hint for config in configs for field, hint in typing.get_type_hints(config).items()}
-    parser = ArgumentParser(prog=f"modegap {name}", description=COMMANDS[name], exit_on_error=True)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    for config in configs:
-        # A required list cannot be a positional argument: where would it end?
-        required = {f.name for f in _required(config) if _is_list(hints[f.name])}
-        parser.add_class_arguments(config, as_group=False, as_positional=True, skip=required)
-        for field in sorted(required):
-            parser.add_argument(
-                f"--{field}", type=list[str], required=True, help="names, after commas or spaces"
-            )
-    values = vars(parser.instantiate(parser.parse_args(_plain(args, hints))))
-    values |= {key: tuple(item) for key, item in values.items() if isinstance(item, list)}
-    filled = [config(**{f.name: values[f.name] for f in dataclasses.fields(config)}) for config in configs]
-    return filled, values["json"], values["quiet"]
-
-
-def _required(config: type) -> list[dataclasses.Field[Any]]:
-    missing = dataclasses.MISSING
-    return [f for f in dataclasses.fields(config) if f.default is missing and f.default_factory is missing]
-
-
-def _is_list(hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_list(arg) for arg in typing.get_args(hint))
-    return isinstance(origin, type) and issubclass(origin, Sequence)
-
-
-def _plain(args: list[str], hints: Mapping[str, Any]) -> list[str]:
-    """Flags as the parser takes them: `--as-text` for `--as_text=true`, `--points a b` or `a,b` for a YAML list."""
-    out: list[str] = []
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
-        flag, equals, value = arg.partition("=")
-        field = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or field not in hints:
-            out.append(arg)
-            continue
-        taken = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--") and (not taken or _is_list(hints[field])):
-            if hints[field] is bool and rest[0].lower() not in {"true", "false"}:
-                break
-            taken.append(rest.pop(0))
-        if hints[field] is bool:
-            out.append(f"--{field}={taken[0] if taken else 'true'}")
-        elif _is_list(hints[field]) and not (taken and taken[0].startswith("[")):
-            out.append(
-                f"--{field}={json.dumps([name for word in taken for name in word.split(',') if name])}"
-            )
-        else:
-            out += [f"--{field}={taken[0]}"] if taken else [f"--{field}"]
-    return out
 
 
 def _guarded(module: Any, configs: Sequence[Any], *, as_json: bool, quiet: bool) -> int:

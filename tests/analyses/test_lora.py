@@ -132,7 +132,18 @@ def test_a_second_call_trains_nothing(
     # the command: a YAML file with the options
     monkeypatch.setattr("modegap._facade.load", lambda *args, **more: loaded)
     (folder / "o.yaml").write_text(json.dumps(OPTIONS))
-    args = ["lora", "m", str(store.path), "kind", str(folder / "out"), "--config", str(folder / "o.yaml")]
+    args = [
+        "lora",
+        "--model",
+        "m",
+        "--store",
+        str(store.path),
+        "--label",
+        "kind",
+        "--out",
+        str(folder / "out"),
+    ]
+    args += ["--config", str(folder / "o.yaml")]
     assert cli.main([*args, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["changes"] == again.to_json()["changes"]
     assert load_result(folder / "out" / "lora.json").to_json()["arms"] == again.to_json()["arms"]

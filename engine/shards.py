@@ -140,7 +140,8 @@ def _cut_selected(
     step = _multiple(min(of.least, of.target), boundary)
     pieces = _cut_evenly(rows, start, stop, step, selection)
     ends = list(accumulate(piece.rows for piece in pieces))
-    found, at, first = [], 0, 0
+    found: list[Shard] = []
+    at = first = 0
     for size in sizes(ends[-1] if ends else 0, of, step):
         at += size
         last = bisect_left(ends, at)

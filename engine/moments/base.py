@@ -87,6 +87,10 @@ class BlockReduction(ABC, Generic[R]):
         on_host = torch.device("cpu" if device is None else device).type == "cpu"
         return self._block_rows or (_HOST_ROWS[self.mode] if on_host else _DEVICE_ROWS)
 
+    def borrow(self, workspace: Workspace | None) -> None:
+        """Compute in this scratch memory, which many reductions can share one after the other; None for its own."""
+        self._workspace = Workspace() if workspace is None else workspace
+
     def _buffer(self, device: torch.device) -> BlockBuffer:
         rows = self.boundary(device)
         self._block_rows = rows

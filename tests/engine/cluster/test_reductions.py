@@ -20,12 +20,15 @@ from modegap.engine.cluster.memory import (
     fits,
     needed_limit,
 )
+from modegap.engine.cluster.passes import Pass, leaf, prepare
 from modegap.engine.cluster.processes import SETTINGS, environment
 from modegap.engine.cluster.tiles import moments_by_tiles, tile_bytes, tile_width
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
+from modegap.engine.packing import Part
 from modegap.engine.reduce import reduce, reduce_pairs
 from modegap.engine.reduction_checks import numbers
+from modegap.engine.shards import Shard
 from modegap.engine.stream import stream
 from modegap.kernels import rayleigh
 from modegap.stores import ActivationStore
@@ -86,6 +89,18 @@ def test_selections(options: dict[str, Any], cluster: Cluster, store: Activation
     one = reduce(store, "adapter_output", make(), **options)
     found = reduce_on(cluster, [store], ["adapter_output"], make(), shard_bytes=SMALL // 4, **options)
     same(found.finalize(), one)
+
+
+def test_parts_hold_no_scratch_memory(store: ActivationStore) -> None:
+    work = Pass(str(store.path), store.plan_hash, ("adapter_output",), "tokens")
+    prepared, _ = prepare(work, Part(Moments(block_rows=64)), 0, 2000, 64)
+    shards = [Shard(i, 1024 * i, 1024 * i + 1024, 1024) for i in range(2)]
+    first, second = (
+        leaf(Part(prepared), shard, work.digests(shard.start, shard.stop)).reduction for shard in shards
+    )
+    assert first._workspace.nbytes == second._workspace.nbytes == 0
+    one = reduce(store, "adapter_output", Moments(block_rows=64), start=0, stop=2048)
+    same(first.merge(second).finalize(), one)
 
 
 def test_pairs_of_points_and_of_stores(cluster: Cluster, store: ActivationStore, tmp_path: Path) -> None:

@@ -44,3 +44,8 @@ class QuietWorker(SubprocessWorker):
         self.process = await asyncio.create_subprocess_exec(
             *command, env={**environment(), **os.environ, **quiet}, start_new_session=True
         )
+
+
+if __name__ == "__main__":
+    for name, value in environment().items():
+        print(f"export {name}={value}")

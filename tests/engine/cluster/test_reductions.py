@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import dask
 import numpy as np
 import pytest
 import torch
-from cluster_material import make_store
+from cluster_material import importable, make_store
 
 from modegap.engine.cluster import Cluster, connect, rayleigh_on, reduce_on
 from modegap.engine.cluster.memory import (
@@ -290,6 +292,12 @@ def test_workers_have_their_settings(cluster: Cluster) -> None:
     for name, value in SETTINGS.items():
         assert set(cluster._client.run(dask.config.get, name).values()) == {value}
     assert cluster._client.run_on_scheduler(_saturation) == 1.0
+
+
+def test_the_settings_can_be_given_to_workers_of_others() -> None:
+    words = [sys.executable, "-m", "modegap.engine.cluster.processes"]
+    said = subprocess.run(words, env=importable(), capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [f"export {name}={value}" for name, value in environment().items()]
 
 
 def _saturation(dask_scheduler: Any) -> float:

@@ -89,6 +89,7 @@ def test_a_failed_write_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("modegap.engine.layers.working.write_rows", full)
+
     def put_many() -> None:
         with store.writer(0) as writer:
             for batch in range(50):  # more than wait before a thread: `put` must not wait for ever

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpus", action="store_true")
     parser.add_argument("--device", default="cuda", help="with --gpus; cpu tries the code out")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the result")
+    parser.add_argument("--commit", help="what is measured, where git does not tell")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--share", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         json.dumps(
             {
                 **found,
-                "environment": environment("cuda" if options.gpus and options.device == "cuda" else "cpu"),
+                "environment": environment(
+                    "cuda" if options.gpus and options.device == "cuda" else "cpu", options.commit
+                ),
             },
             indent=2,
         )

@@ -48,12 +48,14 @@ class Job:
         windows: the batches; after `prepare`.
         ledger: where retries and left-out samples are noted.
         backoff: the batch sizes that fit; one for the whole job.
+        fused: whether the model runs with fused layers; after `prepare`.
         before_retry: called before a batch that did not fit runs again, to free what others hold.
     """
 
     measured: Measured
     batching: Batching
     windows: list[Window]
+    fused: bool
 
     def __init__(
         self, loaded: LoadedModel, data: Dataset, config: ExtractConfig, progress: Progress | None
@@ -97,9 +99,13 @@ class Job:
             stored: provenance of the store that is resumed, if any: its batches and left-out samples hold.
             reserve: bytes of the device that batches must leave free.
             free: bytes of a device that is not there yet.
+
+        Raises:
+            EngineError: what is resumed was begun with fused layers and this is to run without, or the other way.
         """
         from modegap.engine.plan import choose_batching
 
+        self._settle_fused(stored)
         self._check_names()
         total = self.count
         self.measured = measure(
@@ -127,6 +133,17 @@ class Job:
             self.batching = choose_batching(self.loaded, self.points, longest, free, reserve)
         self.windows = list(schedule(lengths, self.count, self.batching))
 
+    def _settle_fused(self, stored: dict[str, Any] | None) -> None:
+        # a store of before there were fused layers says nothing of them: it goes on without, and still says nothing
+        self._says_fused = stored is None or "fused" in stored
+        begun = self.config.fused if stored is None else bool(stored.get("fused", False))
+        if self._says_fused and begun != self.config.fused:
+            raise EngineError(
+                f"{self.path} was begun with fused={begun}, this asks for fused={self.config.fused}; use the same "
+                "to resume it, or choose another store"
+            )
+        self.fused = begun
+
     def collate(self, samples: Sequence[Sample]) -> Inputs:
         """A batch as the model takes it, before it is placed; one at a time: tokenizers refuse two threads."""
         with self._collating:
@@ -139,7 +156,7 @@ class Job:
     def first_batch(self) -> tuple[dict[str, Shape], dict[str, Parity]]:
         """Captures the first samples as a batch and one by one: widths, row rules, largest differences."""
         items = self.samples(self.windows[0].batches[0])
-        with Capturer(self.loaded, self.points) as capturer:
+        with Capturer(self.loaded, self.points, fused=self.fused) as capturer:
 
             def work(part: Sequence[Item]) -> Any:
                 host = self.collate([sample for _, sample in part])
@@ -217,6 +234,7 @@ class Job:
         return {
             "batching": {"samples": self.batching.samples, "tokens": self.batching.tokens},
             "skipped": self.measured.skipped,
+            **({"fused": self.fused} if self._says_fused else {}),
         }
 
     def _prompt(self) -> str:

@@ -15,11 +15,11 @@ import torch
 
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.replay import Replay, ReplaySource
 from modegap.engine.replay.decoder import mean_by_item, token_log_probs
-from modegap.engine.replay.fused import fused_norms
 
 from .adapters import Adapter, State
 from .batches import epoch_batches
@@ -239,7 +239,7 @@ def training_mode(loaded: LoadedModel, adapter: Adapter, config: TrainConfig) ->
             stack.enter_context(disable_input_dtype_casting(adapter.model))
         if config.checkpointing:
             stack.enter_context(_checkpointing(loaded.name, decoder))
-        stack.enter_context(fused_norms(decoder))
+        stack.enter_context(fused_layers(decoder))
         yield
 
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.engine.models.backoff import Backoff
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 
 from .decoder import mean_by_item, token_log_probs
-from .fused import fused_norms
 from .items import Int
 from .runner import Replay
 
@@ -51,8 +51,8 @@ def cross_scores(
             item.continued(answer)  # its errors name the sample, before anything runs
     backoff: Backoff[int] = Backoff(lambda number: source.items[number].id, replay.note_retry)
     done = 0
-    norms = fused_norms(replay.loaded.model) if replay.fused else nullcontext()
-    with evaluating(replay.loaded.model), norms:
+    fused = fused_layers(replay.loaded.model) if replay.fused else nullcontext()
+    with evaluating(replay.loaded.model), fused:
         asked = [number for number, given in enumerate(answers) if len(given)]
         for batch in _equal_prompts(replay, asked, prompts or replay.batch_size):
             for part, values in backoff.run(batch, lambda part: _score(replay, part, answers, total)):

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.edit import edit as edited
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 
 from .decoder import Decoder, frozen, mean_by_item, token_log_probs
-from .fused import fused_norms
 from .source import ReplaySource
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Replay:
         fused: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        """`share` lets sequences with the same beginning share its keys and values, `fused` see `fused_norms`.
+        """`share` lets sequences with the same beginning share its keys and values, `fused` see `fused_layers`.
 
         Raises:
             ValueError: a batch size below one.
@@ -299,7 +299,7 @@ class Replay:
         step = size or self.batch_size
         if span is not None:
             units = units[span[0] * step : span[1] * step]
-        with evaluating(self.loaded.model), fused_norms(self.loaded.model) if self.fused else nullcontext():
+        with evaluating(self.loaded.model), fused_layers(self.loaded.model) if self.fused else nullcontext():
             for start in range(0, len(units), step):
                 yield from backoff.run(units[start : start + step], work)
 

@@ -171,24 +171,26 @@ class ModeColumns:
         self._shape = modes.shape if isinstance(modes, np.ndarray) else columns_shape(modes)
         most = max(1, budget // (12 * self._shape[0]))
         self._edges = [(lo, min(lo + most, self.count)) for lo in range(0, self.count, most)]
-        self._held: torch.Tensor | None = None
+        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def count(self) -> int:
         """Directions K."""
         return int(self._shape[1])
 
-    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(columns, fp64 [d, k] on the device) of each block."""
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(columns, fp64 [d, k] on the device, the same in fp32) of each block."""
         for lo, hi in self._edges:
             found = self._held
             if found is None:
                 of = self._modes
                 part = of[:, lo:hi] if isinstance(of, np.ndarray) else read_columns(of, range(lo, hi))
-                found = torch.from_numpy(np.ascontiguousarray(part)).to(self._device, torch.float64)
+                # converted on the device: the host would take longer than the copy
+                wide = torch.from_numpy(np.ascontiguousarray(part)).to(self._device).to(torch.float64)
+                found = wide, wide.float()
             if len(self._edges) == 1:
                 self._held = found
-            yield slice(lo, hi), found
+            yield slice(lo, hi), *found
 
 
 def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
@@ -205,8 +207,7 @@ def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
     per_row = lengths[:, None] * batch.scale
     means = sums.double() / per_row
     projected, tokens = np.empty((2, len(lengths), width))
-    for columns, block in U or ():
-        narrow = block.float()
+    for columns, block, narrow in U or ():
         along = torch.zeros((len(lengths), narrow.shape[1]), dtype=torch.float32, device=batch.g.device)
         for start in range(0, len(batch.g), _ROWS):
             rows, of = batch.g[start : start + _ROWS].float(), owner[start : start + _ROWS]

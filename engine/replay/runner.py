@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 
+from .ahead import Rows, read_ahead
 from .decoder import Decoder, frozen, mean_by_item, token_log_probs
 from .source import ReplaySource
 
@@ -89,6 +90,7 @@ class Replay:
         self.retried: list[tuple[tuple[str, ...], int]] = []
         self.failures: list[tuple[str, str]] = []
         self._recent: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._ahead: Rows = {}
         lengths = np.array([len(item) for item in source.items])
         self.order: list[int] = np.argsort(-lengths, kind="stable").tolist()
 
@@ -100,12 +102,18 @@ class Replay:
         if number in self._recent:
             self._recent.move_to_end(number)
             return self._recent[number]
+        rows = self._ahead.pop(number, None)
+        rows = self._read(number) if rows is None else rows
         # to the device first: a copy that also converts does so on the host, milliseconds for 576 rows
-        found = self.source.rows(self.source.items[number]).to(self.decoder.device).to(self.loaded.dtype)
+        on_device = rows.to(self.decoder.device, non_blocking=rows.is_pinned())
+        found = on_device.to(self.loaded.dtype)
         self._recent[number] = found
         while len(self._recent) > self.batch_size:
             self._recent.popitem(last=False)
         return found
+
+    def _read(self, number: int) -> torch.Tensor:
+        return self.source.rows(self.source.items[number])
 
     @torch.no_grad()
     def losses(
@@ -299,12 +307,22 @@ class Replay:
         step = size or self.batch_size
         if span is not None:
             units = units[span[0] * step : span[1] * step]
-        with evaluating(self.loaded.model), fused_layers(self.loaded.model) if self.fused else nullcontext():
-            for start in range(0, len(units), step):
-                yield from backoff.run(units[start : start + step], work)
+        batches = [units[start : start + step] for start in range(0, len(units), step)]
+        numbers = [[_number(unit) for unit in batch] for batch in batches]
+        pin = self.decoder.device.type == "cuda"
+        with (
+            evaluating(self.loaded.model),
+            fused_layers(self.loaded.model) if self.fused else nullcontext(),
+            closing(read_ahead(numbers, self._read, pin=pin)) as coming,
+        ):
+            try:
+                for batch, self._ahead in zip(batches, coming, strict=True):
+                    yield from backoff.run(batch, work)
+            finally:
+                self._ahead = {}
 
     def _name(self, unit: Any) -> str:
-        return self.source.items[unit[0] if isinstance(unit, tuple) else unit].id
+        return self.source.items[_number(unit)].id
 
     def note_retry(self, ids: list[str], size: int) -> None:
         """Records a batch that did not fit into memory and runs again, `size` at a time."""
@@ -313,6 +331,12 @@ class Replay:
 
     def _failed(self, unit: Any, error: EngineError) -> None:
         self.failures.append((self._name(unit), str(error)))
+
+
+def _number(unit: Any) -> int:
+    """The sample of a unit: a number, or a number and a condition."""
+    found: int = unit[0] if isinstance(unit, tuple) else unit
+    return found
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -517,8 +517,9 @@ def test_rotary_rounds_once(H: int, K: int, D: int, dtype: torch.dtype) -> None:
         terms = z.double().abs().amax() * 2
         assert roundings(x, y, terms) <= 1.001
         assert roundings(mine.grad, theirs.grad, terms * 3) <= 1.001
-        assert x.stride() == z.stride()
-        assert mine.grad.stride() == z.stride()
+        if H > 1:
+            assert x.stride() == z.stride()
+            assert mine.grad.stride() == z.stride()
 
 
 def test_swiglu_beyond_32_bits() -> None:

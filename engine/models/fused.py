@@ -67,7 +67,7 @@ def fused_layers(model: nn.Module) -> Iterator[Fused]:
                 if one is not None and _put(stack, module, one):
                     counts[kind] += 1
         files = [entry for entry in _rotary_files(model) if _turns_alike(*entry)]
-        for namespace, _ in files:
+        for namespace, *_ in files:
             stack.enter_context(_rotary_replaced(namespace))
         yield Fused(**counts, rotary=len(files))
 
@@ -232,8 +232,8 @@ def _mlps_alike(module: nn.Module, activation: str, joined: bool, weight: torch.
     return _close(_mlp_forward(probe, activation, joined, x), expected, expected.abs())
 
 
-def _rotary_files(model: nn.Module) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    """Namespaces in which an attention's forward finds its rotary function, each with a weight of that attention."""
+def _rotary_files(model: nn.Module) -> Iterator[tuple[dict[str, Any], torch.Tensor, int]]:
+    """Namespaces in which an attention's forward finds its rotary function; a weight and the head width of it."""
     seen: set[int] = set()
     for module in model.modules():
         forward: Any = inspect.unwrap(_code(module))
@@ -243,24 +243,25 @@ def _rotary_files(model: nn.Module) -> Iterator[tuple[dict[str, Any], torch.Tens
         weight = next(module.parameters(), None)
         if weight is not None and _pays(weight) and callable(namespace.get(_ROTARY)):
             seen.add(id(namespace))
-            yield namespace, weight
+            width = getattr(module, "head_dim", None)
+            yield namespace, weight, width if isinstance(width, int) and not width % 2 else 8
 
 
 @torch.no_grad()
-def _turns_alike(namespace: dict[str, Any], weight: torch.Tensor) -> bool:
+def _turns_alike(namespace: dict[str, Any], weight: torch.Tensor, width: int) -> bool:
     """Whether a file's function is the plain formula, with halves of cos and sin that differ."""
     with _lock:
         replaced = _replaced.get(id(namespace))
     original = namespace[_ROTARY] if replaced is None else replaced.original
-    q, k = (_random((2, 5, heads, 8), weight).to(weight.dtype).transpose(1, 2) for heads in (4, 2))
-    cos, sin = (_random((2, 5, 8), weight, seed).to(weight.dtype) for seed in (1, 2))
+    q, k = (_random((2, 5, heads, width), weight).to(weight.dtype).transpose(1, 2) for heads in (4, 2))
+    cos, sin = (_random((2, 5, width), weight, seed).to(weight.dtype) for seed in (1, 2))
     try:
         expected = original(q, k, cos, sin)
         pairs = list(zip(rotary(q, k, cos, sin), expected, (q, k), strict=True))
     except Exception:  # a function of other arguments
         return False
     size = cos.abs().unsqueeze(1), sin.abs().unsqueeze(1)
-    return all(_close(x, y, z.abs() * size[0] + z.abs().roll(4, -1) * size[1]) for x, y, z in pairs)
+    return all(_close(x, y, z.abs() * size[0] + z.abs().roll(width // 2, -1) * size[1]) for x, y, z in pairs)
 
 
 @dataclass(slots=True)

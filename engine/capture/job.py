@@ -48,14 +48,13 @@ class Job:
         windows: the batches; after `prepare`.
         ledger: where retries and left-out samples are noted.
         backoff: the batch sizes that fit; one for the whole job.
-        fused: whether the model runs with fused layers; after `prepare`.
+        fused: whether the model runs with fused layers: as configured, or as a resumed run was begun.
         before_retry: called before a batch that did not fit runs again, to free what others hold.
     """
 
     measured: Measured
     batching: Batching
     windows: list[Window]
-    fused: bool
 
     def __init__(
         self, loaded: LoadedModel, data: Dataset, config: ExtractConfig, progress: Progress | None
@@ -74,6 +73,7 @@ class Job:
         for point in self.points:
             self.streams.setdefault(point.stream, point)
         self._collating = threading.Lock()
+        self.fused, self._says_fused = config.fused, True
         self.ledger = Ledger(self.path)
         self.before_retry: Callable[[], None] = lambda: None
         self.backoff: Backoff[Item] = Backoff(lambda item: item[1].id, self._retried)

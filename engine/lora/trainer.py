@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,17 @@ class Run:
             self.members, self.lengths, config.effective_batch, seed=config.seed, epoch=at.epoch
         )
         total = config.epochs * len(self.members)
-        for number in range(at.step, len(steps)):
-            began = time.perf_counter()
-            at.loss += self.step(steps[number])
-            at.seconds += time.perf_counter() - began
-            at.samples += len(steps[number])
-            at.step, at.steps = number + 1, at.steps + 1
-            self.progress(at.epoch * len(self.members) + at.samples, total)
-            if at.steps % config.save_every == 0 and at.step < len(steps):
-                self._save()
+        with closing(self.replay.ahead(steps[at.step :])) as coming:
+            began = time.perf_counter()  # waiting for rows counts
+            for members in coming:
+                at.loss += self.step(members)
+                at.seconds += time.perf_counter() - began
+                at.samples += len(members)
+                at.step, at.steps = at.step + 1, at.steps + 1
+                self.progress(at.epoch * len(self.members) + at.samples, total)
+                if at.steps % config.save_every == 0 and at.step < len(steps):
+                    self._save()
+                began = time.perf_counter()
         self._close_epoch()
         self._save()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import groupby
 
 import numpy as np
@@ -52,9 +52,10 @@ def cross_scores(
     backoff: Backoff[int] = Backoff(lambda number: source.items[number].id, replay.note_retry)
     done = 0
     fused = fused_layers(replay.loaded.model) if replay.fused else nullcontext()
-    with evaluating(replay.loaded.model), fused:
-        asked = [number for number, given in enumerate(answers) if len(given)]
-        for batch in _equal_prompts(replay, asked, prompts or replay.batch_size):
+    asked = [number for number, given in enumerate(answers) if len(given)]
+    batches = list(_equal_prompts(replay, asked, prompts or replay.batch_size))
+    with evaluating(replay.loaded.model), fused, closing(replay.ahead(batches)) as coming:
+        for batch in coming:
             for part, values in backoff.run(batch, lambda part: _score(replay, part, answers, total)):
                 for number, scores in zip(part, values, strict=True):
                     found[number] = scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -111,6 +111,21 @@ class Replay:
         while len(self._recent) > self.batch_size:
             self._recent.popitem(last=False)
         return found
+
+    def ahead(self, batches: Sequence[Sequence[Item]]) -> Generator[Sequence[Item], None, None]:
+        """The batches in order; while the caller works on one, the rows of the next are read for `rows`.
+
+        Args:
+            batches: numbers of samples in `source.items`, or (number, condition).
+        """
+        numbers = [[_number(unit) for unit in batch] for batch in batches]
+        pin = self.decoder.device.type == "cuda"
+        with closing(read_ahead(numbers, self._read, pin=pin)) as coming:
+            try:
+                for batch, self._ahead in zip(batches, coming, strict=True):
+                    yield batch
+            finally:
+                self._ahead = {}
 
     def _read(self, number: int) -> torch.Tensor:
         return self.source.rows(self.source.items[number])
@@ -308,18 +323,13 @@ class Replay:
         if span is not None:
             units = units[span[0] * step : span[1] * step]
         batches = [units[start : start + step] for start in range(0, len(units), step)]
-        numbers = [[_number(unit) for unit in batch] for batch in batches]
-        pin = self.decoder.device.type == "cuda"
         with (
             evaluating(self.loaded.model),
             fused_layers(self.loaded.model) if self.fused else nullcontext(),
-            closing(read_ahead(numbers, self._read, pin=pin)) as coming,
+            closing(self.ahead(batches)) as coming,
         ):
-            try:
-                for batch, self._ahead in zip(batches, coming, strict=True):
-                    yield from backoff.run(batch, work)
-            finally:
-                self._ahead = {}
+            for batch in coming:
+                yield from backoff.run(batch, work)
 
     def _name(self, unit: Any) -> str:
         return self.source.items[_number(unit)].id

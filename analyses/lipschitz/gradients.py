@@ -185,12 +185,22 @@ class ModeColumns:
             if found is None:
                 of = self._modes
                 part = of[:, lo:hi] if isinstance(of, np.ndarray) else read_columns(of, range(lo, hi))
-                # converted on the device: the host would take longer than the copy
-                wide = torch.from_numpy(np.ascontiguousarray(part)).to(self._device).to(torch.float64)
-                found = wide, wide.float()
+                found = _on(self._device, part)
             if len(self._edges) == 1:
                 self._held = found
             yield slice(lo, hi), *found
+
+
+def _on(device: torch.device, part: Float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions in fp64 and fp32 on a device, which converts and transposes them.
+
+    Columns of 4,096 x 4,096 that lie one after the other (as torch.linalg.qr leaves them) took the host 240 ms to
+    transpose, eight samples' time.
+    """
+    if min(part.strides) < 0:  # torch has no such tensors
+        part = np.ascontiguousarray(part)
+    wide = torch.from_numpy(part).to(device).to(torch.float64).contiguous()
+    return wide, wide.float()
 
 
 def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
@@ -199,7 +209,8 @@ def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
     norms = gradient_norms(batch.g, ends)[0] / batch.scale
     path = last_path("gradient_norms")
     lengths = ends.diff()
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=ends.device), lengths)
+    of_all = torch.arange(len(lengths), device=ends.device)
+    owner = torch.repeat_interleave(of_all, lengths, output_size=len(batch.g))
     width = 0 if U is None else U.count
     sums = torch.zeros((len(lengths), batch.g.shape[1]), dtype=torch.float32, device=batch.g.device)
     for start in range(0, len(batch.g), _ROWS):

@@ -12,7 +12,7 @@ import torch
 
 from modegap.engine.errors import EngineError
 from modegap.engine.models.collate import TEXT, Inputs
-from modegap.engine.models.fused import fused_layers
+from modegap.engine.models.fused import Fused, fused_layers
 from modegap.engine.models.hooks import attached, evaluating
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
@@ -51,6 +51,9 @@ class Capturer:
 
     Every forward stops at the last wanted point: layers above it and the language model head never run. Hooks
     are there inside the `with` block only, and the model is in evaluation mode there.
+
+    Attributes:
+        changed: whether some layer of the model runs fused, inside the block.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Capturer:
         ends where it chooses; `fused` see `fused_layers`."""
         self.loaded = loaded
         self._own_forward, self._fused = forward, fused
+        self.changed = False
         self.points = tuple(points)
         hooked = [point for point in self.points if point.stream != "text"]
         adapter = loaded.points.get("adapter_output")
@@ -81,7 +85,8 @@ class Capturer:
         """Attaches the hooks."""
         self._stack.enter_context(evaluating(self.loaded.model))
         if self._fused:
-            self._stack.enter_context(fused_layers(self.loaded.model))
+            found = self._stack.enter_context(fused_layers(self.loaded.model))
+            self.changed = found != Fused(0, 0, 0)
         self._stack.enter_context(
             attached(self.loaded.model, [(p, self._reader(p.name)) for p in self._hooked])
         )

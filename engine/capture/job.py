@@ -17,7 +17,7 @@ from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
 from modegap.engine.replay.items import layout_of
 
-from .capturer import Capturer, check_finite
+from .capturer import Block, Capturer, check_finite
 from .config import ExtractConfig, Rows
 from .feed import Item, sampling_rate
 from .ledger import Ledger
@@ -154,27 +154,46 @@ class Job:
         return list(decoded(self.data, indices, rate=sampling_rate(self.loaded)))
 
     def first_batch(self) -> tuple[dict[str, Shape], dict[str, Parity]]:
-        """Captures the first samples as a batch and one by one: widths, row rules, largest differences."""
-        items = self.samples(self.windows[0].batches[0])
-        with Capturer(self.loaded, self.points, fused=self.fused) as capturer:
+        """Captures the first samples as a batch and one by one: widths, row rules, largest differences.
 
-            def work(part: Sequence[Item]) -> Any:
+        Where layers run fused, the model's own code is captured and compared first: there rounding leaves little
+        room, so that a wrong module or padding that leaks is seen.
+        """
+        items = self.samples(self.windows[0].batches[0])
+        part, blocks, changed = self._captured(items, fused=self.fused)
+        self.layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)  # it is decoded already
+        part = part[:PARITY_SAMPLES]
+        if changed:
+            few, plain, _ = self._captured(part, fused=False)
+            self._parity(few, plain, fused=False)
+        parity = self._parity(part, blocks, fused=changed)
+        return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
+
+    def _captured(
+        self, items: Sequence[Item], *, fused: bool
+    ) -> tuple[Sequence[Item], dict[str, Block], bool]:
+        """As many of the items as fit, their blocks, and whether layers ran fused."""
+        with Capturer(self.loaded, self.points, fused=fused) as capturer:
+
+            def work(part: Sequence[Item]) -> dict[str, Block]:
                 host = self.collate([sample for _, sample in part])
                 blocks = capturer(self.loaded.place(host), host)
                 check_finite(blocks, host.ids)
                 return blocks
 
             part, blocks = next(self.backoff.run(items, work))
-        self.layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)  # it is decoded already
-        parity = check_parity(
+            return part, blocks, capturer.changed
+
+    def _parity(self, part: Sequence[Item], blocks: dict[str, Block], *, fused: bool) -> dict[str, Parity]:
+        return check_parity(
             self.loaded,
             self.points,
-            [sample for _, sample in part[:PARITY_SAMPLES]],
+            [sample for _, sample in part],
             blocks,
             dtype=self.config.store_dtype,
+            fused=fused,
             **self.options,
         )
-        return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
 
     @cached_property
     def layout(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """One kernel each for the parts of a decoder layer that transformers writes as many, while a block runs.
 
-RMS norm, gated activation and rotary embedding are element-wise: their time is that of reading and writing. On an
-H100 they take 11 of the 33 ms of a sample's kernels in a 7B decoder's forward and backward at 600 positions, where
-one pass over each operand would take about 2, and what they keep for the backward is a fifth of its memory.
+RMS norm, gated activation and rotary embedding are element-wise: their time is that of reading and writing. In one
+run on one H100, forward and backward of a 7B decoder (604 positions, batches of 24) took 36.6 ms a sample and 71.5 GiB
+as transformers writes it and 26.6 ms and 54.7 GiB with one kernel each; a forward with the encoder 17.2 and 13.1 ms.
 """
 
 from __future__ import annotations

@@ -110,13 +110,14 @@ class Decoder:
             at_row.append(np.full(len(item.slot), row))
             at_position.append(item.slot - cut)
         with torch.no_grad():
-            embeds = self.embedding(tokens.to(self.device))
-        rows = torch.from_numpy(np.concatenate(at_row)).to(embeds.device)
-        positions = torch.from_numpy(np.concatenate(at_position)).to(embeds.device)
+            embeds = self.embedding(tokens.to(self.device, non_blocking=True))
+        rows = torch.from_numpy(np.concatenate(at_row)).to(embeds.device, non_blocking=True)
+        positions = torch.from_numpy(np.concatenate(at_position)).to(embeds.device, non_blocking=True)
         embeds = embeds.index_put((rows, positions), z.to(embeds.device, embeds.dtype))
         labels = torch.from_numpy(np.concatenate([item.tokens[item.target] for item in items]))
+        labels = labels.to(self.device, non_blocking=True)
         counts = tuple(len(item.target) for item in items)
-        return Packed(embeds, wanted, labels.to(self.device), counts, cut, items[0].tokens[:cut])
+        return Packed(embeds, wanted, labels, counts, cut, items[0].tokens[:cut])
 
     def logits(self, packed: Packed) -> torch.Tensor:
         """Logits before every scored token, [n, vocabulary], in the model's dtype."""

@@ -307,7 +307,8 @@ class Replay:
         log_q = mean_by_item(token_log_probs(self.decoder.logits(packed), packed.labels), packed.counts)
         (g,) = torch.autograd.grad(log_q.sum() * scale, z)
         ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
-        return GradientBatch(members, g, ends.to(g.device), log_q.detach(), scale)
+        # nothing waits for the device here: the graph is taken down while it still computes
+        return GradientBatch(members, g, ends.to(g.device, non_blocking=True), log_q.detach(), scale)
 
     def _batches(
         self,

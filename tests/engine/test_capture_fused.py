@@ -83,7 +83,7 @@ def test_rows_are_made_fused_and_checked_plain(material: Any, tmp_path: Path, se
     loaded, data = material
     store = extract(config(tmp_path / "a"), model=loaded, data=data)
     assert store.provenance["fused"] is True
-    assert seen.plain == BATCH
+    assert seen.plain == 2 * BATCH  # against the model's own code in a batch, then against the fused batch
     assert seen.fused_in_check == 0
     assert seen.fused == (COUNT // BATCH + 1) * LAYERS  # the first batch runs twice, once to be checked
     assert verify(store).ok
@@ -99,6 +99,27 @@ def test_rows_are_made_fused_and_checked_plain(material: Any, tmp_path: Path, se
     away = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
     assert 0 < float(away.max()) < gaps["llm_final"]["tolerance"]
     assert "forward" not in loaded.model.get_submodule(loaded.structure.norm).__dict__
+
+
+def test_rows_that_fused_layers_spoil_are_refused(
+    material: Any, tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, data = material
+    rotary = fused.rotary
+    # right on the few positions and heads that are looked at before a layer is replaced
+    wrong = lambda q, *more: rotary(q * 2 if q.shape[2] > 5 else q, *more)  # noqa: E731
+    monkeypatch.setattr(fused, "rotary", wrong)
+    with pytest.raises(EngineError, match=r"parity check failed at llm_hidden_1 .*capture with fused=False"):
+        extract(config(tmp_path / "a"), model=loaded, data=data)
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(fused, "rotary", rotary)
+    handle = loaded.model.get_submodule(loaded.structure.decoder).register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"].flip(0)}),
+        with_kwargs=True,
+    )
+    with pytest.raises(EngineError, match="name the module of this point"):  # not the fused layers' doing
+        extract(config(tmp_path / "a"), model=loaded, data=data)
+    handle.remove()
 
 
 def test_statistics_too(material: Any, tmp_path: Path, seen: Seen) -> None:
@@ -128,8 +149,8 @@ def interrupted(made: ExtractConfig, loaded: Any, data: Any, forwards: int) -> N
         handle.remove()
 
 
-# one batch to be checked, its samples alone, then two batches that are stored
-_FORWARDS = 1 + BATCH + 2
+# one batch to be checked, fused and plain, each with its samples alone, then two batches that are stored
+_FORWARDS = 2 * (1 + BATCH) + 2
 
 
 def test_a_run_goes_on_as_it_was_begun(material: Any, tmp_path: Path, seen: Seen) -> None:
@@ -155,7 +176,7 @@ def test_a_store_of_before_there_were_fused_layers_goes_on_without(
     with monkeypatch.context() as past:
         past.setattr(Job, "settled", older)
         whole = extract(config(tmp_path / "whole", fused=False, chunk_bytes=2048), model=loaded, data=data)
-        interrupted(config(tmp_path / "cut", fused=False, chunk_bytes=2048), loaded, data, _FORWARDS)
+        interrupted(config(tmp_path / "cut", fused=False, chunk_bytes=2048), loaded, data, 1 + BATCH + 2)
     assert "fused" not in whole.provenance
     seen.fused = 0
     store = extract(config(tmp_path / "cut", chunk_bytes=2048), model=loaded, data=data)

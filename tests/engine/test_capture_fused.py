@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from modegap.engine.capture import ExtractConfig, extract, extract_moments
+from modegap.engine.capture import ExtractConfig, extract, extract_moments, extract_replayed, replayed
 from modegap.engine.capture import parity as parity_module
 from modegap.engine.capture.job import Job
 from modegap.engine.datasets import ListDataset
 from modegap.engine.errors import EngineError
 from modegap.engine.models import fused, load
+from modegap.engine.replay import open_source
 from modegap.stores import ActivationStore, StoreError, verify
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny_models.py"))))
@@ -185,6 +187,35 @@ def test_a_store_of_before_there_were_fused_layers_goes_on_without(
     assert store.content_hash() == whole.content_hash()
     with pytest.raises(StoreError):  # what else belongs to the rows must still agree
         extract(config(tmp_path / "cut", chunk_bytes=2048, pool="modality"), model=loaded, data=data)
+
+
+def test_capture_by_replay(material: Any, tmp_path: Path, seen: Seen) -> None:
+    loaded, data = material
+    first = extract(replace(config(tmp_path / "a"), points=("adapter_output",)), model=loaded, data=data)
+    source = open_source(loaded, first, target="paper")
+    seen.fused = 0
+    store = extract_replayed(loaded, source, tmp_path / "b", ["llm_final"], batch_size=BATCH)
+    assert store.provenance["fused"] is True
+    assert seen.fused == COUNT // BATCH * LAYERS
+    assert extract_replayed(loaded, source, tmp_path / "b", ["llm_final"]).plan_hash == store.plan_hash
+
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as past:  # a run of before there were fused layers
+        past.setattr(replayed, "fused_layers", lambda model: nullcontext())
+        made = replayed._plan
+        past.setattr(replayed, "_plan", lambda *args: made(*args[:-1], {}))
+        with pytest.raises(StopError):
+            extract_replayed(loaded, source, tmp_path / "c", ["llm_final"], batch_size=BATCH, progress=stop)
+    seen.fused = 0
+    older = extract_replayed(loaded, source, tmp_path / "c", ["llm_final"], batch_size=BATCH)
+    assert "fused" not in older.provenance
+    assert older.n_complete == COUNT
+    assert seen.fused == 0
 
 
 def test_streamed_layers_are_fused_and_checked_plain(tmp_path: Path, seen: Seen) -> None:

@@ -5,6 +5,7 @@ The kernels need a GPU; here their host paths stand in, and every weight counts 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import runpy
 import threading
@@ -358,3 +359,32 @@ def test_gradients_reach_adapters_inside_of_fused_layers(checkpointing: bool, ca
     for ours, theirs in zip(inside, before, strict=True):
         assert float(theirs.norm()) > 0
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["Llama", "Phi3"])
+def test_on_a_gpu_fused_layers_are_as_near_to_the_truth_as_the_models_own(
+    kind: str, dtype: torch.dtype
+) -> None:
+    from modegap.kernels import last_path
+
+    model: Any = model_of(kind, pad_token_id=0).to(dtype).cuda()
+
+    def run(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        embeds = embedded.to(next(model.parameters()).dtype).requires_grad_()
+        out = model(inputs_embeds=embeds).logits
+        (g,) = torch.autograd.grad(out.double().log_softmax(-1)[..., 3].sum(), embeds)
+        return out.detach().double(), g.double()
+
+    embedded = torch.randn(2, 33, tiny.TEXT["hidden_size"], device="cuda")
+    exact = run(copy.deepcopy(model).double())
+    own = run(model)
+    with fused_layers(model) as found:
+        assert found == Fused(2 * LAYERS + 1, LAYERS, 1)
+        ours = run(model)
+        assert {last_path(name).name for name in ("swiglu", "rotary")} == {"triton"}
+    assert not torch.equal(ours[0], own[0])
+    for truth, theirs, mine in zip(exact, own, ours, strict=True):
+        assert float((mine - truth).norm()) <= 1.5 * float((theirs - truth).norm())

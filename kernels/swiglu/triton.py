@@ -1,9 +1,9 @@
 """h = silu(gate) * up, and its gradients from gate and up alone: one read of each operand, one write a result.
 
 With s = sigmoid(gate): dgate = dh up s (1 + gate (1 - s)), dup = dh gate s. Bytes for n half-precision values:
-6 n forward, 10 n backward; some ten flops a value, so memory decides: on one H100, inside of a 7B decoder
-(n = 24 x 604 x 11,008), 0.31 and 0.52 ms, the rate of a device copy (3.0 TB/s). Triton rather than torch's
-operations, which take 0.53 and 0.95 ms and keep a third tensor for the backward (silu's output).
+6 n forward, 10 n backward; some ten flops a value, so memory decides: on one H100, n = 24 x 604 x 11,008, 0.32 and
+0.53 ms, the rate of a device copy (3.0 TB/s). Triton rather than torch's operations, which take 0.53 and 0.94 ms and
+keep a third tensor for the backward (silu's output).
 
 The gradients get memory of their own. Written over gate and up they would save 4 n bytes for a moment, and would
 spoil what a hook kept of a projection's output, and every second backward through a graph that was kept.

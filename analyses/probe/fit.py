@@ -209,8 +209,6 @@ def _strengths(requests: Sequence[Request], config: ProbeConfig) -> list[float]:
 
 
 def _scores(task: Task, fits: Sequence[Fitted]) -> Scores:
-    from sklearn.metrics import f1_score
-
     fit, *others = fits
     train, test = task.codes
     guess = task.requests[0].present[fit.logits.argmax(axis=1)]
@@ -230,7 +228,7 @@ def _scores(task: Task, fits: Sequence[Fitted]) -> Scores:
     return Scores(
         seed=task.seed,
         accuracy=float((guess == test).mean()),
-        macro_f1=float(f1_score(test, guess, average="macro", zero_division=0.0)),
+        macro_f1=macro_f1(test, guess),
         converged=fit.converged,
         n_train=len(train),
         n_test=len(test),
@@ -242,3 +240,14 @@ def _scores(task: Task, fits: Sequence[Fitted]) -> Scores:
         gradient=fit.gradient,
         audit=fit.audit,
     )
+
+
+def macro_f1(codes: Codes, guess: Codes) -> float:
+    """Mean F1 of the classes that occur among `codes` [n] or `guess` [n], as scikit-learn's f1_score gives it.
+
+    scikit-learn's own took 4 ms a fit, a fit on a GPU 10.
+    """
+    classes = int(max(codes.max(), guess.max())) + 1
+    right = np.bincount(codes[codes == guess], minlength=classes)
+    named = np.bincount(codes, minlength=classes) + np.bincount(guess, minlength=classes)
+    return float((2 * right[named > 0] / named[named > 0]).mean())

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from modegap.analyses.probe import ProbeConfig
 from modegap.analyses.probe.batched import Job, fit_batched, gradient, standardise
 from modegap.analyses.probe.calibration import best_trust, calibrated, cross_entropy, entropy
-from modegap.analyses.probe.fit import Labelled, choose, fit_point, macro_f1
+from modegap.analyses.probe.fit import Drawn, Labelled, choose, fit_point, macro_f1
 from modegap.analyses.probe.intervals import corrected_interval, ratio_interval, wilson_interval
 from modegap.analyses.probe.lbfgs import _pieces, minimise
 from modegap.analyses.probe.problems import Problem
@@ -216,6 +216,22 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
         theirs = f1_score(codes, guess, average="macro", zero_division=0.0)
         assert macro_f1(codes, guess) == pytest.approx(theirs, rel=1e-12)
     assert macro_f1(np.array([2, 2]), np.array([0, 0])) == 0
+
+
+def test_splits_are_drawn_once_for_the_hook_points_that_share_a_label() -> None:
+    x, codes = rows(120, 30, 3)
+    config = ProbeConfig(seeds=(1, 2), calibration=2, solver="sklearn", tol=1e-2)
+    cells = [Labelled(np.arange(120), codes), Labelled(np.arange(60), codes[:60])]
+    drawn: Drawn = {}
+    first = [fit.scores for fit in fit_point(x, cells, config, drawn)]
+    kept = [id(task) for plan in drawn.values() for task in plan]
+    assert len(kept) == 4
+    assert [fit.scores for fit in fit_point(x, cells, config, drawn)] == first
+    assert [id(task) for plan in drawn.values() for task in plan] == kept
+    assert [fit.scores for fit in fit_point(x, cells, config)] == first
+    grouped = Labelled(np.arange(120), codes, groups=np.arange(120) // 4)
+    next(fit_point(x, [grouped], config, drawn))
+    assert len(drawn) == 3
 
 
 def test_the_faster_solver_is_chosen_and_the_papers_law_stays_with_the_reference() -> None:

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from .calibration import calibrated
 from .config import ProbeConfig
 from .reference import Fitted, fit_reference
-from .splits import Codes, Request, Task, splits, tasks
+from .splits import Codes, Request, Task, tasks
 
 if TYPE_CHECKING:
     import torch
 
     from .batched import Job
-
-__all__ = ["CellFit", "Labelled", "Scores", "fit_point", "splits"]
 
 # Multiply-adds of one pass over the rows below which threads cost more than they save: each of L-BFGS's hundreds of
 # passes wakes them. Measured on two busy cores, 1,152 x 128 with 8 classes: 0.2 s on one thread, 17 s on two.

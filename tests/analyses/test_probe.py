@@ -243,7 +243,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_no_group_is_on_both_sides_of_a_split() -> None:
-    from modegap.analyses.probe.fit import splits
+    from modegap.analyses.probe.splits import splits
 
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 60, 600)

@@ -209,6 +209,21 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
     assert [s.accuracy for s in two.scores] == [s.accuracy for s in ours.scores]
 
 
+def test_a_device_gives_the_scores_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, codes = rows(150, 60, 4)
+    cells = [Labelled(np.arange(150), codes), Labelled(np.arange(100), codes[:100] % 2)]
+    options = {"tol": 1e-6, "calibration": 2, "control": "samples", "seeds": (1, 2), "solver": "batched"}
+    host = list(fit_point(x, cells, ProbeConfig(n_jobs=1, **options)))
+    monkeypatch.setattr(ProbeConfig, "on_device", property(lambda self: True))
+    device = list(fit_point(x, cells, ProbeConfig(device="cpu", **options)))
+    for ours, theirs in zip(device, host, strict=True):
+        assert [s.seed for s in ours.scores] == [1, 2]
+        for a, b in zip(ours.scores, theirs.scores, strict=True):
+            assert abs(a.accuracy - b.accuracy) * a.n_test <= 1 + 1e-9
+            assert a.cross_entropy == pytest.approx(b.cross_entropy, abs=1e-4)
+            assert a.trust == pytest.approx(b.trust, abs=5e-3)
+
+
 def test_macro_f1_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     for classes, count in ((2, 9), (7, 40), (50, 60)):  # of 50, some occur in neither

@@ -235,7 +235,7 @@ def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any,
         boundary: rows a block.
     """
     pilot, left = reduction.fresh(), boundary
-    take = getattr(pilot, "settle", pilot.update)
+    take = pilot.settle if _settles(type(pilot)) else pilot.update
     for batch in batches:
         take(batch)
         left -= len(batch)
@@ -243,6 +243,12 @@ def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any,
             break
     # A block that is not full settles its shift when it is merged as the end of the rows.
     return pilot.fresh(), Part(pilot).nbytes
+
+
+def _settles(kind: type) -> bool:
+    """Whether its `settle` belongs to its `update`: a class may change what `update` makes of the rows."""
+    owners = [[name in vars(one) for one in kind.__mro__] for name in ("settle", "update")]
+    return any(owners[0]) and owners[0].index(True) <= owners[1].index(True)
 
 
 def best_pickler() -> type[pickle.Pickler]:

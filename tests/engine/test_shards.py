@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,6 +170,15 @@ def test_a_reduction_settles_as_its_first_block_does() -> None:
         )
         assert template.state_dict()["side"]["count"] == 0
         assert size == pytest.approx(Part(whole).nbytes, rel=0.2)
+
+
+def test_a_reduction_that_changes_the_rows_settles_on_those() -> None:
+    class Moved(Moments):
+        def update(self, batch: ActivationBatch) -> None:
+            super().update(replace(batch, x=batch.x + 100))
+
+    template, _ = settled(Moved(block_rows=8), [batch(40, 0)], 8)
+    assert template.state_dict()["side"]["shift"].min() > 90
 
 
 def test_values_of_many_kinds() -> None:

@@ -15,7 +15,7 @@ from modegap.analyses.probe.batched import Job, fit_batched, gradient, standardi
 from modegap.analyses.probe.calibration import best_trust, calibrated, cross_entropy, entropy
 from modegap.analyses.probe.fit import Drawn, Labelled, choose, fit_point, macro_f1
 from modegap.analyses.probe.intervals import corrected_interval, ratio_interval, wilson_interval
-from modegap.analyses.probe.lbfgs import _pieces, minimise
+from modegap.analyses.probe.lbfgs import _pieces, _Run, minimise
 from modegap.analyses.probe.problems import Problem
 from modegap.analyses.probe.splits import Request, random_classes, tasks
 
@@ -117,6 +117,35 @@ def test_inner_products_in_pieces_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
         assert cut.objective == pytest.approx(other.objective, rel=1e-6)
         np.testing.assert_allclose(cut.coefficients, other.coefficients, atol=2e-4)
         assert abs(cut.iterations - other.iterations) <= 3
+
+
+@pytest.mark.parametrize("gram", [True, False], ids=["gram", "rows"])
+def test_problems_that_are_done_leave_the_batch(gram: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two hard problems among easy ones the smaller is the last, with the padding of the larger around it."""
+    problems = []
+    for number, (n, classes) in enumerate(((140, 4), (60, 3), (90, 5), (70, 2), (150, 6))):
+        x, codes = rows(n, 100, classes, seed=n)
+        z = torch.from_numpy(StandardScaler().fit_transform(x))
+        C = {1: 100.0, 4: 1.0}.get(number, 1e-3)
+        problems.append(Problem(z, codes, classes, C, gram=z @ z.T if gram else None))
+    sizes = []
+    drop = _Run.drop_ended
+
+    def counted(run: _Run) -> None:
+        drop(run)
+        sizes.append(len(run.active))
+
+    monkeypatch.setattr(_Run, "drop_ended", counted)
+    together = minimise(problems, tol=1e-5, max_iter=2000)
+    assert sizes == [2, 1]
+    for found, problem in zip(together, problems, strict=True):
+        alone = minimise([problem], tol=1e-5, max_iter=2000)[0]
+        assert found.converged
+        assert found.objective == pytest.approx(alone.objective, rel=1e-6)
+        assert abs(found.iterations - alone.iterations) <= 3 + 0.1 * alone.iterations
+        assert found.coefficients.shape == (problem.classes, len(problem.codes))
+        weights = problem.primal(found.coefficients)
+        assert gradient(problem, weights, found.intercept) <= 1.1e-5
 
 
 def test_pieces_fill_a_gpu_and_leave_a_host_alone() -> None:

@@ -215,6 +215,23 @@ def test_a_stalled_fit_goes_on_in_fp64() -> None:
     assert found.audit < 1e-6  # of the weights rounded to fp32
 
 
+@pytest.mark.parametrize("C", [1e-4, 1e-5])
+def test_a_strong_penalty_does_not_lead_the_gram_matrix_astray(C: float) -> None:
+    x, codes = rows(90, 100, 5, seed=90)
+    z = StandardScaler().fit_transform(x)
+    t = torch.from_numpy(z)
+    alone = minimise([Problem(t, codes, 5, C, gram=t @ t.T)], tol=1e-5, max_iter=1000)[0]
+    assert not alone.converged  # what the fit below begins with
+    index = np.arange(90)
+    job = Job(index, index[:9], [Request(codes, np.arange(5))], [C], audit=True)
+    found = fit_batched(torch.from_numpy(x), [job], tol=1e-5, max_iter=1000)[0][0]
+    assert found.converged
+    model = optimum(z, codes, C)
+    np.testing.assert_allclose(found.logits, model.decision_function(z[:9].astype(np.float64)), atol=2e-2)
+    assert found.audit is not None
+    assert found.audit < 2e-5
+
+
 @pytest.mark.parametrize(("n", "d", "classes"), [(240, 200, 5), (260, 50, 2), (500, 60, 7)])
 def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: int) -> None:
     x, codes = rows(n, d, classes)

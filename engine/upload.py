@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+
+from modegap.kernels import crc32c
+
+from .driver import Context, Event
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 
@@ -22,8 +28,21 @@ class Done(Protocol):
         """Return when the device has come as far."""
 
 
+class Sums(Protocol):
+    """Checksums that a device computes."""
+
+    def result(self) -> list[int]:
+        """Wait for them."""
+
+
 class Copies(Protocol):
-    """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream."""
+    """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream.
+
+    Attributes:
+        sums: whether the device computes checksums.
+    """
+
+    sums: bool
 
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that the device can copy from by itself."""
@@ -35,7 +54,13 @@ class Copies(Protocol):
         """A new order of copies."""
 
     def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
-        """Start a copy after the lane's earlier ones, and return its end."""
+        """Start a copy of contiguous rows after the lane's earlier ones, and return its end.
+
+        The end of the copy before from the same memory is no longer known.
+        """
+
+    def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
+        """Start to sum each of the blocks [n, m], after the lane's copies."""
 
     def mark(self) -> Done:
         """Where the work is that the calling thread has given to the device."""
@@ -54,8 +79,12 @@ class CudaCopies:
     """`Copies` on an NVIDIA GPU: a lane is a stream."""
 
     def __init__(self, device: torch.device) -> None:
-        """Copies to `device`."""
+        """Copies to `device`, where Triton's kernels sum them if it is there and serves this GPU."""
         self._device = device
+        self._context = Context(device)
+        self._ends: dict[int, Event] = {}  # by address of what is copied: an event a buffer
+        new = torch.cuda.get_device_capability(device) >= (8, 0)
+        self.sums = new and importlib.util.find_spec("triton") is not None
 
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked memory; torch keeps what is freed for the next stream."""
@@ -70,15 +99,17 @@ class CudaCopies:
         return _cuda.Stream(self._device)
 
     def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
-        """One asynchronous copy from a thread that does nothing else on the GPU: its stream is left set.
+        """One asynchronous copy, from a thread of its own: the GPU becomes the thread's current one."""
+        at = source.data_ptr()
+        if (done := self._ends.get(at)) is None:
+            done = self._ends[at] = Event(lane)
+        self._context.copy(lane, target, source, done)
+        return done
 
-        The event lets a waiting thread sleep, not spin.
-        """
-        done: Any = _cuda.Event(blocking=True)
-        _cuda.set_stream(lane)
-        target.copy_(source, non_blocking=True)
-        done.record(lane)
-        return cast("Done", done)
+    def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
+        """Kernel and copy to the host on the stream."""
+        with _cuda.stream(lane):
+            return _CudaSums(crc32c(blocks).view(torch.int32), lane)
 
     def mark(self) -> Done:
         """An event on the current stream."""
@@ -98,6 +129,19 @@ class CudaCopies:
     def finish(self, lane: Any) -> None:
         """Wait for the stream."""
         lane.synchronize()
+
+
+class _CudaSums:
+    def __init__(self, sums: torch.Tensor, lane: Any) -> None:
+        self._host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        self._host.copy_(sums, non_blocking=True)
+        self._done = Event(lane)
+
+    def result(self) -> list[int]:
+        if not self._done.query():
+            self._done.synchronize()
+        found: list[int] = self._host.numpy().view(np.uint32).tolist()
+        return found
 
 
 class Staging:

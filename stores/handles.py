@@ -56,7 +56,10 @@ class _Local:
         return filled[0]
 
     def fill_unchecked(self, content: memoryview, offset: int) -> bool:
-        return os.preadv(self._descriptor, [content], offset) == len(content)
+        tail = bytearray(_AFTER)
+        got = os.preadv(self._descriptor, [content, tail], offset) - len(content)
+        self._after = offset + len(content), bytes(tail[: max(got, 0)])
+        return got >= 0
 
 
 class _Remote:

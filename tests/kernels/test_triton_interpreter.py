@@ -289,6 +289,73 @@ def ghost_norms():
     assert ways == {True, False}
 
 
+def checksums_agree(blocks):
+    from modegap.kernels.crc32c.triton import crc32c
+    from modegap.stores.checksum import crc32c as on_the_host
+
+    want = [on_the_host(block.contiguous().numpy().tobytes()) for block in blocks]
+    assert crc32c(blocks).tolist() == want, tuple(blocks.shape)
+
+
+@case
+def checksum_of_any_number_of_words():
+    """A word; a row of lanes and a word; rows of lanes that are full, one more, one less; two turns of the loop."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for words in (1, 129, 4096, 4097, 8191, 3 * 4096):
+        blocks = torch.randint(-(2**31), 2**31, (2, words), generator=generator).to(torch.int32)
+        checksums_agree(blocks)
+    checksums_agree(torch.zeros(1, 4100, dtype=torch.int32))
+    checksums_agree(blocks[:, :6].half())
+
+
+@case
+def checksum_of_more_lanes():
+    """Two groups of lanes, which meet in the sum: 2 x 128 lanes of 512 words and 3 words more."""
+    import torch
+
+    from modegap.kernels.crc32c import triton as kernel
+
+    kernel.WORDS = 32
+    generator = torch.Generator().manual_seed(1)
+    checksums_agree(torch.randint(-(2**31), 2**31, (1, 256 * 64), generator=generator).to(torch.int32))
+    checksums_agree(torch.randint(-(2**31), 2**31, (2, 256 * 64 - 3), generator=generator).to(torch.int32))
+
+
+@case
+def checksum_of_one_flipped_bit():
+    """In the first and last word, at both ends of a row of lanes, in the loop and in what is left of it."""
+    import torch
+
+    words = 3 * 4096 + 7
+    clean = torch.randint(-(2**31), 2**31, (words,), generator=torch.Generator().manual_seed(2)).to(
+        torch.int32
+    )
+    at = [
+        0,
+        1,
+        6,
+        7,
+        127,
+        128,
+        134,
+        135,
+        4095,
+        4096,
+        8192,
+        8199,
+        words - 4096,
+        words - 129,
+        words - 128,
+        words - 1,
+    ]
+    blocks = clean.repeat(len(at), 1)
+    for row, word in enumerate(at):
+        blocks[row, word] ^= 1 << (row * 7 % 31)
+    checksums_agree(blocks)
+
+
 def main() -> None:
     for name, function in CASES.items():
         try:

@@ -5,14 +5,16 @@ fp16 rows of width 4096. A store is written (not timed against anything), then, 
   upload      pinned memory to the GPU, 16 MiB at a time
   preadv      the chunks' files into pinned buffers, by threads; no checks
   mmap        the same from memory maps that are faulted in already
-  verified    the same through `RowArray.chunk`, checksums compared
-  stream      `stream(store, device="cuda")` by readers, verified and not
+  verified    the same through `RowArray.chunk`, checksums compared on the host
+  stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers, by rows a
+              batch, and by bytes that are read and copied at a time
+  checksum    the kernel that verifies: the chunks of one buffer, and one chunk
   covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
   compute     the same reduction over batches that are on the GPU already
 
-Gates first: every row on the GPU equals what was written, bit for bit, and the covariance equals one computed in
-fp64 without the store. Goals: stream over the lower of upload and mmap >= 0.80, covariance >= 0.75 of it.
-`--device cpu` runs everything without a GPU, to try the script.
+Gates first: every row on the GPU equals what was written, bit for bit; a flipped bit is found; and the covariance
+equals one computed in fp64 without the store. Goals: stream over the lower of upload and mmap >= 0.80, covariance
+>= 0.75 of it. `--device cpu` runs everything without a GPU, to try the script.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,8 +43,11 @@ from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.engine.reduce import reduce
 from modegap.engine.stream import stream
+from modegap.engine.upload import CudaCopies
+from modegap.kernels import crc32c
 from modegap.stores import (
     ActivationStore,
+    DamagedChunkError,
     PointPlan,
     RowArray,
     SampleRows,
@@ -58,6 +64,14 @@ CHUNK = 16 << 20
 THREADS = (1, 2, 4, 8, 12, 16)
 # the rows repeat 18,944 different ones, whose rounding in fp16 therefore does not average out
 TOLERANCE = 2e-5
+
+
+class HostSums(CudaCopies):
+    """Copies whose chunks the host has to verify."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.sums = False
 
 
 class Rows:
@@ -160,6 +174,39 @@ class Bench:
                 return {"passed": False, "verify": verify, "rows_seen": at}
         return {"passed": True, "rows": at}
 
+    def gate_damage(self) -> dict[str, Any]:
+        """One bit of one chunk, changed and put back: the stream must end there with the host's own words."""
+        chunk = self.array.n_chunks * 2 // 3
+        for at in (0, CHUNK // 3, self.files[chunk].stat().st_size - 1):
+            self.flip(chunk, at)
+            try:
+                said = [self.complaint(lambda: self.array.chunk(chunk)), self.complaint(self.read_all)]
+            finally:
+                self.flip(chunk, at)
+            if said[0] is None or said[0] != said[1]:
+                return {"passed": False, "byte": at, "said": said}
+        return {"passed": True}
+
+    def flip(self, chunk: int, at: int) -> None:
+        """Change one bit of a chunk's file."""
+        with self.files[chunk].open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 8]))
+
+    def complaint(self, read: Callable[[], object]) -> str | None:
+        """What a reader says of damage."""
+        try:
+            read()
+        except DamagedChunkError as error:
+            return str(error)
+        return None
+
+    def read_all(self) -> int:
+        """All rows to the device, as a user gets them; nothing else is done with them."""
+        return sum(batch.x.nbytes for batch in stream(self.store, "p", device=self.device))
+
     def gate_covariance(self) -> dict[str, Any]:
         """The same bits as from batches that were on the device all along, and close to fp64."""
         found = reduce(self.store, "p", Moments(), device=self.device).covariance
@@ -247,6 +294,32 @@ class Bench:
 
         return self.rate(run)
 
+    def streamed_in_pieces(self, size: int) -> dict[str, float]:
+        """The same with other pieces than are usual."""
+        with patch("modegap.engine.prefetch.PIECE_BYTES", size):
+            return self.streamed(None, True)
+
+    def verified_on_the_host(self) -> dict[str, float]:
+        """The same where the GPU sums nothing."""
+        with patch("modegap.engine.stream.CudaCopies", HostSums):
+            return self.streamed(None, True)
+
+    def checksum(self) -> dict[str, dict[str, float]]:
+        """Microseconds and GB/s of the kernel, with its launch."""
+        chunks, repeats = (8, 20) if self.device.type == "cuda" else (1, 1)
+        content = torch.randint(-(2**31), 2**31, (chunks, CHUNK // 4), device=self.device).to(torch.int32)
+
+        def time_of(blocks: torch.Tensor) -> dict[str, float]:
+            def run() -> int:
+                for _ in range(repeats):
+                    crc32c(blocks)
+                return repeats * blocks.nbytes
+
+            rates = self.rate(run)
+            return {"us": blocks.nbytes / rates["gbps"] / 1e3, **rates}
+
+        return {f"{k} chunks": time_of(content[:k]) for k in sorted({chunks, 1})}
+
     def covariance(self) -> dict[str, float]:
         """What a user calls."""
 
@@ -271,26 +344,6 @@ class Bench:
             return times * x.nbytes
 
         return self.rate(run)
-
-    def pinning(self) -> dict[str, float]:
-        """Milliseconds to allocate and pin 11 chunks, as torch does it and by registering huge pages."""
-        if self.device.type == "cpu":
-            return {}
-        out = {}
-        begin = time.perf_counter()
-        held = [torch.empty(CHUNK + 4096 * k, dtype=torch.uint8, pin_memory=True) for k in range(1, 12)]
-        out["torch_ms"] = (time.perf_counter() - begin) * 1e3
-        del held
-        runtime = torch.cuda.cudart()
-        begin = time.perf_counter()
-        arrays = [aligned_empty(CHUNK) for _ in range(11)]
-        for array in arrays:
-            if int(runtime.cudaHostRegister(array.ctypes.data, CHUNK, 0)) != 0:
-                return out
-        out["registered_ms"] = (time.perf_counter() - begin) * 1e3
-        for array in arrays:
-            runtime.cudaHostUnregister(array.ctypes.data)
-        return out
 
 
 def goals(report: dict[str, Any]) -> dict[str, Any]:
@@ -335,8 +388,10 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "mmap", lambda: {str(t): bench.threaded(t, copy) for t in counts}
     yield "stream", lambda: {"default": bench.streamed(None, True)}
     yield "stream, not verified", lambda: {"default": bench.streamed(None, False)}
+    yield "stream, verified on the host", lambda: {"default": bench.verified_on_the_host()}
     yield "covariance", bench.covariance
     yield "compute", bench.compute
+    yield "checksum", bench.checksum
     yield "preadv", lambda: {str(t): bench.threaded(t, bench.preadv) for t in counts}
     yield (
         "verified",
@@ -348,7 +403,8 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}
     sizes = (2048, 4096, 8192, 16384, 32768)
     yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
-    yield "pinning", bench.pinning
+    pieces = (2, 4, 8, 16)
+    yield "stream by piece in MiB", lambda: {str(m): bench.streamed_in_pieces(m << 20) for m in pieces}
 
 
 def main() -> int:
@@ -373,7 +429,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.dir or _roomy(options.gib)) as name:
         bench = Bench(Path(name), options.gib, options.device, options.rounds)
         report |= {"folder": str(Path(name).parent), "bytes": bench.bytes, "write_s": bench.write_s}
-        report["gates"] = {"rows": bench.gate_rows(), "covariance": bench.gate_covariance()}
+        report["gates"] = {
+            "rows": bench.gate_rows(),
+            "damage": bench.gate_damage(),
+            "covariance": bench.gate_covariance(),
+        }
         print(json.dumps(report), flush=True)
         save()
         if not all(gate["passed"] for gate in report["gates"].values()):

@@ -87,13 +87,15 @@ class Moments(BlockReduction[MomentsResult]):
 
     def _take(self, batch: ActivationBatch, codes: torch.Tensor | None) -> None:
         self._open()
-        self._side.admit(batch)
-        self._push(batch.x, batch.scale, codes)
+        peak = self._side.admit(batch)
+        self._push(batch.x, batch.scale, codes, peak.channels)
 
-    def _push(self, x: torch.Tensor, scale: float, codes: torch.Tensor | None) -> None:
+    def _push(
+        self, x: torch.Tensor, scale: float, codes: torch.Tensor | None, peak: torch.Tensor | None = None
+    ) -> None:
         if self._rows is None:
             self._rows = self._buffer(x.device)
-        for block in self._rows.push(x, scale, codes):
+        for block in self._rows.push(x, scale, codes, peak):
             self._absorb(block)
 
     def _absorb(self, block: Block) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from modegap.engine.batch import ActivationBatch
@@ -13,6 +15,14 @@ from .blocks import Block
 FP16_MAX = 65504.0
 _PILOT_ROWS = 4096
 _SUM_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Peak:
+    """Magnitudes of a batch as stored: those of its channels [d], and the largest (for which the GPU was waited)."""
+
+    channels: torch.Tensor
+    largest: float
 
 
 class Side:
@@ -45,12 +55,14 @@ class Side:
         """Channels; 0 before the first row."""
         return len(self.absmax)
 
-    def admit(self, batch: ActivationBatch) -> None:
+    def admit(self, batch: ActivationBatch) -> Peak:
         """`look` and `note`: nothing has changed when this raises."""
-        self.note(batch, self.look(batch))
+        peak = self.look(batch)
+        self.note(batch, peak)
+        return peak
 
-    def look(self, batch: ActivationBatch) -> torch.Tensor:
-        """Check a batch and return its magnitudes [d] as stored; changes nothing.
+    def look(self, batch: ActivationBatch) -> Peak:
+        """Check a batch and return its magnitudes; changes nothing.
 
         Raises:
             ValueError: point, width, dtype or device differ from earlier batches.
@@ -68,18 +80,17 @@ class Side:
         largest = float(peak.amax()) if len(peak) else 0.0
         if not largest < float("inf"):
             raise EngineError(_not_finite(batch))
-        return peak
+        return Peak(peak, largest)
 
-    def note(self, batch: ActivationBatch, peak: torch.Tensor) -> None:
+    def note(self, batch: ActivationBatch, peak: Peak) -> None:
         """Take the magnitudes of a batch that passed `look`."""
         x = batch.x
-        largest = float(peak.amax()) if len(peak) else 0.0
         self.point, self.dtype = batch.point, x.dtype
         if self.width:
-            self.absmax = torch.maximum(self.absmax.to(x.device), peak * batch.scale)
+            self.absmax = torch.maximum(self.absmax.to(x.device), peak.channels * batch.scale)
         else:
-            self.absmax = peak * batch.scale
-        if largest * batch.scale > FP16_MAX:
+            self.absmax = peak.channels * batch.scale
+        if peak.largest * batch.scale > FP16_MAX:
             self.overflow += int((x.abs() > FP16_MAX / batch.scale).sum())
 
     def stage(self, block: Block, workspace: Workspace, name: str) -> torch.Tensor:
@@ -138,7 +149,8 @@ class Side:
         if self._limit is None:
             self._limit = exact_up_to(self.shift)
         limit = self._limit = self._limit.to(block.x.device)
-        return bool((absmax(block.x) > limit).any())
+        peak = absmax(block.x) if block.peak is None else block.peak
+        return bool((peak > limit).any())
 
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]

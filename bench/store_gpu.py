@@ -23,8 +23,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -43,20 +41,17 @@ from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.engine.reduce import reduce
 from modegap.engine.stream import stream
-from modegap.engine.upload import CudaCopies
 from modegap.kernels import crc32c
 from modegap.stores import (
     ActivationStore,
-    DamagedChunkError,
     PointPlan,
     RowArray,
     SampleRows,
     StorePlan,
     aligned_empty,
-    checksum,
 )
 
-from .environment import environment
+from .store_gpu_report import HostSums, complaint, goals, machine, roomy
 
 WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
 """37 different samples, each written many times; its first row also holds the sample's number."""
@@ -64,14 +59,6 @@ CHUNK = 16 << 20
 THREADS = (1, 2, 4, 8, 12, 16)
 # the rows repeat 18,944 different ones, whose rounding in fp16 therefore does not average out
 TOLERANCE = 2e-5
-
-
-class HostSums(CudaCopies):
-    """Copies whose chunks the host has to verify."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.sums = False
 
 
 class Rows:
@@ -180,7 +167,7 @@ class Bench:
         for at in (0, CHUNK // 3, self.files[chunk].stat().st_size - 1):
             self.flip(chunk, at)
             try:
-                said = [self.complaint(lambda: self.array.chunk(chunk)), self.complaint(self.read_all)]
+                said = [complaint(lambda: self.array.chunk(chunk)), complaint(self.read_all)]
             finally:
                 self.flip(chunk, at)
             if said[0] is None or said[0] != said[1]:
@@ -194,14 +181,6 @@ class Bench:
             byte = file.read(1)[0]
             file.seek(at)
             file.write(bytes([byte ^ 8]))
-
-    def complaint(self, read: Callable[[], object]) -> str | None:
-        """What a reader says of damage."""
-        try:
-            read()
-        except DamagedChunkError as error:
-            return str(error)
-        return None
 
     def read_all(self) -> int:
         """All rows to the device, as a user gets them; nothing else is done with them."""
@@ -331,8 +310,6 @@ class Bench:
 
     def compute(self) -> dict[str, float]:
         """The reduction alone, of batches as `stream` cuts them."""
-        from modegap.engine.batch import ActivationBatch
-
         x = self.rows.rows(0, min(16384, self.rows.samples * SAMPLE_ROWS))
         times = max(self.bytes // x.nbytes, 1)
 
@@ -344,40 +321,6 @@ class Bench:
             return times * x.nbytes
 
         return self.rate(run)
-
-
-def goals(report: dict[str, Any]) -> dict[str, Any]:
-    """The reference rate and what reaches which part of it."""
-    best = max(entry["gbps"] for entry in report["mmap"].values())
-    base = min(report["upload"]["gbps"], best)
-    found = {
-        "stream, verified": (report["stream"]["default"]["gbps"] / base, 0.80),
-        "stream, not verified": (report["stream, not verified"]["default"]["gbps"] / base, 0.80),
-        "covariance": (report["covariance"]["gbps"] / base, 0.75),
-    }
-    return {
-        "reference_gbps": base,
-        "limited_by": "upload" if base < best else "mmap",
-        **{
-            name: {"at_least": goal, "found": value, "met": value >= goal}
-            for name, (value, goal) in found.items()
-        },
-    }
-
-
-def machine(device: str, commit: str | None) -> dict[str, Any]:
-    """GPU, processor, memory, versions."""
-    facts = environment("cuda" if device == "cuda" else "cpu", commit)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        **facts,
-        "cpu": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "checksum": checksum.LIBRARY,
-    }
 
 
 def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -426,7 +369,7 @@ def main() -> int:
     def save() -> None:
         (options.out / "store_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
 
-    with tempfile.TemporaryDirectory(dir=options.dir or _roomy(options.gib)) as name:
+    with tempfile.TemporaryDirectory(dir=options.dir or roomy(options.gib)) as name:
         bench = Bench(Path(name), options.gib, options.device, options.rounds)
         report |= {"folder": str(Path(name).parent), "bytes": bench.bytes, "write_s": bench.write_s}
         report["gates"] = {
@@ -455,14 +398,6 @@ def main() -> int:
     print("goals", json.dumps(report["goals"]), flush=True)
     save()
     return 1 if report.get("failed") else 0
-
-
-def _roomy(gib: float) -> str | None:
-    for place in ("/dev/shm", None):
-        folder = place or tempfile.gettempdir()
-        if Path(folder).is_dir() and shutil.disk_usage(folder).free > gib * 1.1 * 2**30:
-            return place
-    return None
 
 
 if __name__ == "__main__":

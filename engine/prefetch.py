@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .errors import EngineError
-from .upload import Copies, Staging, Sums
+from .upload import Copies, Done, Staged, Staging, Sums
 
 PIECE_BYTES = 4 << 20
 """What is read and copied to a device at a time: few enough to be in the processor's cache in between. On an H100's
@@ -61,6 +61,7 @@ class Slot:
             self.rows = torch.from_numpy(self._host)
         else:
             self.rows = device.empty(shape, torch_dtype(dtype))
+            self._address, self._row_bytes = self.rows.data_ptr(), shape[1] * dtype.itemsize
             self._lane = device.lane()
 
     @property
@@ -84,9 +85,9 @@ class Slot:
         buffer = self._parts.take()
         copied = None
         try:
-            first, last = read(buffer.numpy()[:count])
+            first, last = read(buffer.array[:count])
             if last > first:
-                copied = self._device.copy(self._lane, self.rows[at + first : at + last], buffer[first:last])
+                copied = self._copy(self._device, at + first, last - first, buffer, first)
         finally:
             self._parts.give_back(buffer, copied)
 
@@ -101,12 +102,18 @@ class Slot:
             buffer = self._pieces.take()
             copied = None
             try:
-                piece = buffer[: stop - at]
-                yield piece.numpy()
-                copied = device.copy(self._lane, self.rows[at : at + len(piece)], piece)
+                piece = buffer.array[: stop - at]
+                yield piece
+                copied = self._copy(device, at, len(piece), buffer)
                 at += len(piece)
             finally:
                 self._pieces.give_back(buffer, copied)
+
+    def _copy(self, device: Copies, at: int, count: int, buffer: Staged, first: int = 0) -> Done:
+        """Start the copy of `count` rows of a buffer from its row `first` on, to rows from row `at` on."""
+        size = self._row_bytes
+        source = buffer.address + first * size
+        return device.copy(self._lane, self._address + at * size, source, count * size)
 
     def expect(self, part: int, sums: tuple[int, int], again: Callable[[], None]) -> None:
         """The CRC-32C of a part's rows must be both `sums` on the device before the consumer gets them.

@@ -53,10 +53,10 @@ class Copies(Protocol):
     def lane(self) -> Any:
         """A new order of copies."""
 
-    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
-        """Start a copy of contiguous rows after the lane's earlier ones, and return its end.
+    def copy(self, lane: Any, target: int, source: int, size: int) -> Done:
+        """Start a copy of `size` bytes by address, after the lane's earlier ones, and return its end.
 
-        The end of the copy before from the same memory is no longer known.
+        The end of the copy before from the same address is no longer known.
         """
 
     def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
@@ -98,12 +98,11 @@ class CudaCopies:
         """A stream."""
         return _cuda.Stream(self._device)
 
-    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
+    def copy(self, lane: Any, target: int, source: int, size: int) -> Done:
         """One asynchronous copy, from a thread of its own: the GPU becomes the thread's current one."""
-        at = source.data_ptr()
-        if (done := self._ends.get(at)) is None:
-            done = self._ends[at] = Event(lane)
-        self._context.copy(lane, target, source, done)
+        if (done := self._ends.get(source)) is None:
+            done = self._ends[source] = Event(lane)
+        self._context.copy(lane, target, source, size, done)
         return done
 
     def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
@@ -144,6 +143,16 @@ class _CudaSums:
         return found
 
 
+class Staged:
+    """A host buffer [n, d] as an array and by its address: to ask a tensor for them lets other threads run."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        """Keep the tensor, whose memory it is."""
+        self._rows = rows
+        self.array: np.ndarray = rows.numpy()
+        self.address = rows.data_ptr()
+
+
 class Staging:
     """Host buffers on the way to a device, reused as soon as their copy has ended; safe from several threads."""
 
@@ -152,9 +161,9 @@ class Staging:
         self._make = make
         self._unmade = count
         self._lock = threading.Lock()
-        self._free: queue.SimpleQueue[tuple[torch.Tensor, Done | None]] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[tuple[Staged, Done | None]] = queue.SimpleQueue()
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> Staged:
         """A buffer that may be overwritten; waits until there is one, and for its last copy.
 
         Whoever holds one gives it back without waiting for another, so that this always ends.
@@ -166,13 +175,13 @@ class Staging:
                 make = self._unmade > 0
                 self._unmade -= make
             if make:
-                return self._make()
+                return Staged(self._make())
             buffer, copied = self._free.get()
         # To ask costs nothing; to wait hands over the interpreter's lock, which costs 75 us among 12 readers.
         if copied is not None and not copied.query():
             copied.synchronize()
         return buffer
 
-    def give_back(self, buffer: torch.Tensor, copied: Done | None) -> None:
+    def give_back(self, buffer: Staged, copied: Done | None) -> None:
         """Return a buffer; `copied` is the end of the copy from it, None where there is none."""
         self._free.put((buffer, copied))

@@ -30,6 +30,10 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    # LaTeX's default font encoding prints others in their place
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "−": r"$-$",
     "–": "--",
@@ -55,7 +59,10 @@ _LATEX = {
     "’": "'",
 }
 _LATEX_PATTERN = re.compile("|".join(map(re.escape, _LATEX)))
-_WIDE = 8
+_NEGATIVE = re.compile(r"(?<![\w.)\]-])-(?=[\d.])")
+_PAGE = 36  # rows; below the last ones go the notes
+# A table that is too wide is shrunk to the line; others keep their size.
+_SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,31 +191,39 @@ class Table:
         )
 
     def to_latex(self, label: str = "") -> str:
-        r"""A `table` float for the booktabs package; the notes follow the rows in `\footnotesize`.
+        r"""A `table` float for the booktabs and graphicx packages; the notes follow the rows in `\footnotesize`.
 
-        A table of more than eight columns is scaled to the text's width, by the graphicx package. Characters that
-        LaTeX's text fonts lack are replaced by commands; what has none is printed as `?`.
+        A table wider than the text is shrunk to its width, one of more rows than a page holds goes on in further
+        floats of the same number. Characters that LaTeX's text fonts lack are replaced by commands; what has none is
+        printed as `?`.
 
         Args:
             label: for `\ref`, for example `tab:modes`.
         """
-        wide = len(self.columns) > _WIDE
         align = "".join("r" if numeric else "l" for numeric in self._numeric())
-        lines = [
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{_latex(self.title)}}}" + (rf"\label{{{label}}}" if label else ""),
-            *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            " & ".join(_latex(column.title) for column in self.headers) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(_latex, row)) + r" \\" for row in self.cells()),
-            r"\bottomrule",
-            r"\end{tabular}" + ("}" if wide else ""),
-            *(rf"\par{{\footnotesize {_latex(note)}}}" for note in self.notes),
-            r"\end{table}",
-        ]
+        head = " & ".join(_latex_cell(column.title) for column in self.headers) + r" \\"
+        rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in self.cells()]
+        pages = [rows[start : start + _PAGE] for start in range(0, max(len(rows), 1), _PAGE)]
+        lines: list[str] = []
+        for page, some in enumerate(pages):
+            named = rf"\label{{{label}}}" if label and not page else ""
+            again = [r"\addtocounter{table}{-1}"] if page else []
+            lines += [
+                r"\begin{table}[t]",
+                r"\centering",
+                *again,
+                rf"\caption{{{_latex(self.title)}{' (continued)' if page else ''}}}{named}",
+                _SHRUNK,
+                rf"\begin{{tabular}}{{{align}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *some,
+                r"\bottomrule",
+                r"\end{tabular}}",
+                *(rf"\par{{\footnotesize {_latex(note)}}}" for note in self.notes if some is pages[-1]),
+                r"\end{table}",
+            ]
         return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
@@ -234,6 +249,13 @@ def _num(numeric: bool) -> str:
 
 
 def _latex(text: str) -> str:
-    escaped = _LATEX_PATTERN.sub(lambda match: _LATEX[match.group()], text)
+    signed = _NEGATIVE.sub("\u2212", " ".join(text.split()))
+    escaped = _LATEX_PATTERN.sub(lambda match: _LATEX[match.group()], signed)
     # inputenc knows the accented letters of Latin-1 and Latin Extended-A
     return "".join(c if ord(c) < 0x180 else "?" for c in escaped)
+
+
+def _latex_cell(text: str) -> str:
+    """A cell; the row's end before it would take a first [ or * as its own option."""
+    shown = _latex(text)
+    return "{}" + shown if shown.startswith(("[", "*")) else shown

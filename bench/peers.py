@@ -6,7 +6,7 @@ Peers are imported here and nowhere else in bench/, so that a machine without on
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -128,3 +128,22 @@ def _vmap_norms(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     weight = a.new_zeros(g.shape[-1], a.shape[-1])
     formed = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weight, a, g)
     return torch.linalg.vector_norm(formed.flatten(1), dim=1, dtype=torch.float32)
+
+
+LIGER = "liger-kernel"
+
+
+def swiglu() -> tuple[dict[str, Callable[..., torch.Tensor]], dict[str, str]]:
+    """silu(gate) * up by liger-kernel, whose backward writes over its operands."""
+    ops = _module("liger_kernel.ops.swiglu")
+    if ops is None:
+        return {}, {LIGER: "liger-kernel is not installed"}
+    return {LIGER: ops.LigerSiLUMulFunction.apply}, {}
+
+
+def rotary() -> tuple[dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]], dict[str, str]]:
+    """Rotary embedding of q and k by liger-kernel, which writes over them and over their gradients."""
+    ops = _module("liger_kernel.ops.rope")
+    if ops is None:
+        return {}, {LIGER: "liger-kernel is not installed"}
+    return {LIGER: ops.LigerRopeFunction.apply}, {}

@@ -54,6 +54,7 @@ FAMILIES = (
     Family("staging", "cuda", "cuda.segments", "staging_cases"),
     Family("checksum", "cuda", "cuda.checksum", "checksum_cases"),
     Family("ghost", "cuda", "cuda.ghost", "ghost_cases"),
+    Family("layers", "cuda", "cuda.layers", "layer_cases"),
     Family("eigh", "cuda", "cuda.modes", "eigh_cases"),
     Family("covariance", "cpu", "cpu.covariance", "covariance_cases"),
     Family("gram", "cpu", "cpu.covariance", "gram_cases"),

@@ -47,15 +47,34 @@ def pack(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> Packed:
         value: anything that pickles.
         pickler: a pickler that takes more kinds of values (functions of a script, say).
     """
-    stream = io.BytesIO()
-    made = _packing(pickler)(stream, protocol=5)
-    made.dump(value)
-    return Packed(stream.getvalue(), tuple(made.arrays))
+    header, values = split(value, pickler)
+    arrays = (_plain(one) for one in values)
+    return Packed(header, tuple(np.ascontiguousarray(array).reshape(array.shape) for array in arrays))
 
 
 def unpack(packed: Packed) -> Any:
     """The value; its arrays are those of `packed` where they may be written to, and copies elsewhere."""
-    return _Unpickler(io.BytesIO(packed.header), packed.arrays).load()
+
+    def restored(kind: str, number: int) -> Any:
+        array = packed.arrays[number]
+        return _RESTORE[kind](array if array.flags.writeable else array.copy())
+
+    return _Unpickler(io.BytesIO(packed.header), restored).load()
+
+
+def split(
+    value: Any, pickler: type[pickle.Pickler] = pickle.Pickler
+) -> tuple[bytes, list[torch.Tensor | np.ndarray]]:
+    """A header, and the value's tensors and arrays themselves, wherever they are; scratch memory is left out."""
+    stream = io.BytesIO()
+    made = _packing(pickler)(stream, protocol=5)
+    made.dump(value)
+    return stream.getvalue(), made.values
+
+
+def joined(header: bytes, values: Sequence[torch.Tensor | np.ndarray]) -> Any:
+    """The value that `split` took apart, made of these tensors and arrays."""
+    return _Unpickler(io.BytesIO(header), lambda kind, number: values[number]).load()
 
 
 def save_packed(path: Path, value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> int:
@@ -107,9 +126,8 @@ def _packing(base: type[pickle.Pickler]) -> Callable[..., Any]:
     class Packing(base):  # type: ignore[misc, valid-type]  # the base is chosen at run time
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.arrays: list[np.ndarray] = []
+            self.values: list[torch.Tensor | np.ndarray] = []  # kept alive: ids are of objects that live
             self._known: dict[int, tuple[str, int]] = {}
-            self._alive: list[Any] = []  # ids are of objects that live
 
         def persistent_id(self, value: Any) -> tuple[str, int] | None:
             if isinstance(value, Workspace):
@@ -119,28 +137,32 @@ def _packing(base: type[pickle.Pickler]) -> Callable[..., Any]:
             if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
                 return None
             if id(value) not in self._known:
-                kind, array = _plain(value)
-                self._known[id(value)] = (kind, len(self.arrays))
-                self._alive.append(value)
-                self.arrays.append(np.ascontiguousarray(array).reshape(array.shape))
+                self._known[id(value)] = (_kind(value), len(self.values))
+                self.values.append(value)
             return self._known[id(value)]
 
     return Packing
 
 
-def _plain(value: torch.Tensor | np.ndarray) -> tuple[str, np.ndarray]:
+def _kind(value: torch.Tensor | np.ndarray) -> str:
     if isinstance(value, np.ndarray):
-        return "numpy", value
+        return "numpy"
+    return "bfloat16" if value.dtype is torch.bfloat16 else "torch"
+
+
+def _plain(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
     host = value.detach().cpu()
-    if host.dtype is torch.bfloat16:  # numpy has no such type
-        return "bfloat16", host.view(torch.int16).numpy()
-    return "torch", host.numpy()
+    # numpy has no bfloat16
+    plain: np.ndarray = (host.view(torch.int16) if host.dtype is torch.bfloat16 else host).numpy()
+    return plain
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, stream: io.BytesIO, restored: Callable[[str, int], Any]) -> None:
         super().__init__(stream)
-        self._arrays = arrays
+        self._restored = restored
         self._made: dict[tuple[str, int], Any] = {}
 
     def persistent_load(self, key: tuple[str, int]) -> Any:
@@ -148,9 +170,7 @@ class _Unpickler(pickle.Unpickler):
         if kind == "workspace":
             return Workspace()
         if key not in self._made:
-            array = self._arrays[number]
-            owned = array if array.flags.writeable else array.copy()
-            self._made[key] = _RESTORE[kind](owned)
+            self._made[key] = self._restored(kind, number)
         return self._made[key]
 
 

@@ -18,7 +18,9 @@ from .gradient_norms import gradient_norms
 from .masked_mean import masked_mean
 from .projection_energy import projection_energy
 from .rayleigh import rayleigh
+from .rotary import rotary
 from .stage import exact_up_to, shift_of, stage, stage_and_sum
+from .swiglu import swiglu
 from .threads import by_rows, one_thread
 from .workspace import Workspace
 
@@ -45,7 +47,9 @@ __all__ = [
     "projection_energy",
     "rayleigh",
     "register",
+    "rotary",
     "shift_of",
     "stage",
     "stage_and_sum",
+    "swiglu",
 ]

@@ -131,12 +131,13 @@ def _points(modal: ActivationStore, text: ActivationStore, config: DistanceConfi
 def _class_rows(
     inputs: Inputs, config: DistanceConfig, names: list[str] | None
 ) -> dict[str, tuple[Any, Any]]:
-    if names is None or config.label is None:
+    label = config.label
+    if names is None or label is None:
         return {}
     rng = np.random.default_rng([config.seed, 3])
 
     def rows(store: ActivationStore, point: str, name: str) -> Any:
-        values = store.labels[config.label or ""].values
+        values = store.labels[label].values
         chosen = np.array([value is not None and str(value) == name for value in values])
         return rows_of_samples(store, point, inputs.kind, chosen, config.samples, rng)
 

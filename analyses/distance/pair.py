@@ -227,27 +227,25 @@ class Comparison:
         for at, group in enumerate(groups):
             along = []
             for side in (0, 1):
-                parts: list[Any] = []
+                parts: dict[str, Any] = {}
                 if group.shape[1]:
-                    parts.append(Projections(torch.from_numpy(group), shift))
+                    parts["along"] = Projections(torch.from_numpy(group), shift)
                 if at == 0 and frequencies is not None:
-                    parts.append(FourierFeatures(torch.from_numpy(frequencies), shift))
+                    parts["features"] = FourierFeatures(torch.from_numpy(frequencies), shift)
                 if at == 0 and class_rows:
                     union = np.unique(np.concatenate([rows[side] for rows in class_rows.values()]))
                     reduced = None if basis is None else torch.from_numpy(np.ascontiguousarray(basis))
                     centre = None if basis is None else shift
-                    parts.append(RowSample(torch.from_numpy(union), d, reduced, centre))
+                    parts["rows"] = RowSample(torch.from_numpy(union), d, reduced, centre)
                 if not parts:
                     continue
-                results = self._reduce(side, _All(parts))
-                if group.shape[1]:
-                    along.append(results.pop(0).values.numpy())
-                if at == 0 and frequencies is not None:
-                    done = results.pop(0)
-                    features.append((done.count, done.total.numpy()))
-                if at == 0 and class_rows:
-                    kept = results.pop(0)
-                    values.append((kept.row.numpy(), kept.values.numpy()))
+                done = dict(zip(parts, self._reduce(side, _All(list(parts.values()))), strict=True))
+                if "along" in done:
+                    along.append(done["along"].values.numpy())
+                if "features" in done:
+                    features.append((done["features"].count, done["features"].total.numpy()))
+                if "rows" in done:
+                    values.append((done["rows"].row.numpy(), done["rows"].values.numpy()))
             if along:
                 sliced.append((sliced_w1(along[0], along[1]), group.shape[1]))
         self._class_rows, self._class_values = class_rows, values

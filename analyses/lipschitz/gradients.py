@@ -171,24 +171,36 @@ class ModeColumns:
         self._shape = modes.shape if isinstance(modes, np.ndarray) else columns_shape(modes)
         most = max(1, budget // (12 * self._shape[0]))
         self._edges = [(lo, min(lo + most, self.count)) for lo in range(0, self.count, most)]
-        self._held: torch.Tensor | None = None
+        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def count(self) -> int:
         """Directions K."""
         return int(self._shape[1])
 
-    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(columns, fp64 [d, k] on the device) of each block."""
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(columns, fp64 [d, k] on the device, the same in fp32) of each block."""
         for lo, hi in self._edges:
             found = self._held
             if found is None:
                 of = self._modes
                 part = of[:, lo:hi] if isinstance(of, np.ndarray) else read_columns(of, range(lo, hi))
-                found = torch.from_numpy(np.ascontiguousarray(part)).to(self._device, torch.float64)
+                found = _on(self._device, part)
             if len(self._edges) == 1:
                 self._held = found
-            yield slice(lo, hi), found
+            yield slice(lo, hi), *found
+
+
+def _on(device: torch.device, part: Float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions in fp64 and fp32 on a device, which converts and transposes them.
+
+    Columns of 4,096 x 4,096 that lie one after the other (as torch.linalg.qr leaves them) took the host 240 ms to
+    transpose, eight samples' time.
+    """
+    if min(part.strides) < 0:  # torch has no such tensors
+        part = np.ascontiguousarray(part)
+    wide = torch.from_numpy(part).to(device).to(torch.float64).contiguous()
+    return wide, wide.float()
 
 
 def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
@@ -197,7 +209,8 @@ def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
     norms = gradient_norms(batch.g, ends)[0] / batch.scale
     path = last_path("gradient_norms")
     lengths = ends.diff()
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=ends.device), lengths)
+    of_all = torch.arange(len(lengths), device=ends.device)
+    owner = torch.repeat_interleave(of_all, lengths, output_size=len(batch.g))
     width = 0 if U is None else U.count
     sums = torch.zeros((len(lengths), batch.g.shape[1]), dtype=torch.float32, device=batch.g.device)
     for start in range(0, len(batch.g), _ROWS):
@@ -205,8 +218,7 @@ def _measure(batch: GradientBatch, U: ModeColumns | None) -> _Part:
     per_row = lengths[:, None] * batch.scale
     means = sums.double() / per_row
     projected, tokens = np.empty((2, len(lengths), width))
-    for columns, block in U or ():
-        narrow = block.float()
+    for columns, block, narrow in U or ():
         along = torch.zeros((len(lengths), narrow.shape[1]), dtype=torch.float32, device=batch.g.device)
         for start in range(0, len(batch.g), _ROWS):
             rows, of = batch.g[start : start + _ROWS].float(), owner[start : start + _ROWS]

@@ -101,7 +101,7 @@ class _Intervention:
     ) -> None:
         self.loaded, self.store, self.config, self.progress = loaded, store, config, progress
         self.out = out
-        self.task: Task = settle(loaded, store, label, config, out / SPLIT)
+        self.task: Task = settle(loaded, store, label, config, out / SPLIT, partial(progress, "rows"))
         self._check_folder()
 
     def __call__(self) -> LoraResult:

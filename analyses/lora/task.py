@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,16 +73,30 @@ class Task:
 
 
 def settle(
-    loaded: LoadedModel, store: ActivationStore, label: str, config: LoraConfig, split_file: Path
+    loaded: LoadedModel,
+    store: ActivationStore,
+    label: str,
+    config: LoraConfig,
+    split_file: Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Task:
-    """Everything an intervention needs, or an error; reads labels and prompts, no rows.
+    """Everything an intervention needs, or an error; reads labels, prompts and, for what is not finite, all rows.
 
     A split that lies at `split_file` is used again; otherwise one is made and written there.
 
+    Args:
+        loaded: the model.
+        store: the store.
+        label: label column to train for.
+        config: the options.
+        split_file: where the split is or goes.
+        progress: called as `progress(samples read, samples)`.
+
     Raises:
         ValueError: the label has no classes, or too few samples or groups of one; a split of other samples.
-        EngineError: the model cannot be adapted or replayed, or there are no texts for the control.
-        StoreError: an unknown label column.
+        EngineError: the model cannot be adapted or replayed, or its dtype cannot hold the rows, or there are no texts
+            for the control.
+        StoreError: an unknown label column, or rows that cannot be read.
     """
     if loaded.modality == "text":
         raise EngineError(
@@ -105,16 +120,19 @@ def settle(
     said = set(source.ids if texts is None else texts.ids)
     usable = [name for name in source.ids if name in said]
     source = _only(source, usable, "it has no text for the control")
+    source = _finite(loaded, source, progress)
+    usable = list(source.ids)
     codes = categories(source.labels[label]).codes
     groups = None if config.group is None else categories(source.labels[config.group]).codes
     _check_classes(label, source, codes, groups, config)
     answers_of(loaded, [config.say(name) for name in choices], end)
     split = _split(label, source, codes, groups, config, split_file)
-    texts = None if texts is None else _only(texts, usable, "it has no label")
-    prompts = _only(prompts, usable, "it has no label or no text")
+    texts = None if texts is None else _only(texts, usable, "it has no usable label")
+    prompts = _only(prompts, usable, "it has no usable label")
     assert source.ids == prompts.ids  # their numbers mean the same samples
     assert texts is None or texts.ids == source.ids
-    left_out = tuple(dict([*source.left_out, *(texts.left_out if texts is not None else ())]).items())
+    reasons = dict([*(texts.left_out if texts is not None else ()), *source.left_out])  # the label's own last
+    left_out = tuple((name, reasons[name]) for name in store.samples if name in reasons)
     return Task(
         label=label,
         choices=choices,
@@ -129,6 +147,31 @@ def settle(
         end=end,
         left_out=left_out,
     )
+
+
+def _finite(
+    loaded: LoadedModel, source: ReplaySource, progress: Callable[[int, int], None] | None
+) -> ReplaySource:
+    """The samples whose rows are finite: others would stop the training at the step that reads them."""
+    import torch
+
+    largest = torch.finfo(loaded.dtype).max
+    kept, beyond = [], []
+    for number, item in enumerate(source.items):
+        top = float(source.rows(item).abs().amax())  # NaN where one is
+        if math.isfinite(top):
+            kept.append(number)
+            if top > largest:
+                beyond.append(item.id)
+        if progress is not None:
+            progress(number + 1, len(source))
+    if beyond:
+        shown = ", ".join(beyond[:5]) + (f" and {len(beyond) - 5} more" if len(beyond) > 5 else "")
+        raise EngineError(
+            f"the rows of {shown} hold values beyond {largest:.3g}, the largest of the model's "
+            f"{str(loaded.dtype).removeprefix('torch.')}; load it with dtype=bfloat16 or float32"
+        )
+    return source.subset(kept, "its rows hold NaN or infinities")
 
 
 def answered(

@@ -21,7 +21,7 @@ from modegap.stores.errors import StoreError, unknown_name
 
 from .calibration import entropy
 from .config import ProbeConfig
-from .fit import CellFit, Labelled, fit_point
+from .fit import CellFit, Drawn, Labelled, fit_point
 from .labels import Classes, LabelProblem, categories, check_groups, classes_of, first_top_word, usable
 from .outcome import Cell, ProbeResult
 from .pooled import Pool, check_pool, complete_samples, has_pool, pooled_rows, stored_pool
@@ -123,8 +123,9 @@ def _cells(
     labels, total = list(given.classes), len(names) * len(given.classes)
     if cluster is None:
         done = 0
+        drawn: Drawn = {}
         for point in names:
-            for found in _of_point(store, point, labels, given):
+            for found in _of_point(store, point, labels, given, drawn):
                 done += 1
                 yield found
                 if progress is not None:
@@ -146,48 +147,44 @@ def _cells(
 
 def _on_worker(item: tuple[str, list[str]], shared: tuple[str, str, str, _Given]) -> list[_Found]:
     *of, given = shared
-    return list(_of_point(opened(*of), item[0], item[1], given))
+    return list(_of_point(opened(*of), item[0], item[1], given, {}))
 
 
-def _of_point(store: ActivationStore, point: str, labels: Sequence[str], given: _Given) -> Iterator[_Found]:
+def _of_point(
+    store: ActivationStore, point: str, labels: Sequence[str], given: _Given, drawn: Drawn
+) -> Iterator[_Found]:
     """The cells of some labels at a hook point, whose rows are read here."""
     x = pooled_rows(store, point, given.count, given.config.pool)
-    classes = {label: given.classes[label] for label in labels}
-    for label, cell, fit in _point(x, point, classes, given.config, given.groups, given.kinds):
+    for label, cell, fit in _point(x, point, labels, given, drawn):
         yield point, label, cell, fit
 
 
 def _point(
-    x: NDArray[np.float32],
-    point: str,
-    classes: Mapping[str, Classes],
-    config: ProbeConfig,
-    groups: Codes | None,
-    kinds: Codes | None,
+    x: NDArray[np.float32], point: str, labels: Sequence[str], given: _Given, drawn: Drawn
 ) -> Iterator[tuple[str, Cell, CellFit | None]]:
     """(label, cell, fit or None where there is a message) of every label at a hook point."""
     found: dict[str, tuple[Labelled, tuple[str, ...]]] = {}
     finite = bool(np.isfinite(x.sum(axis=0, dtype=np.float64)).all())
-    for label, known in classes.items():
+    for label in labels:
+        known = given.classes[label]
         try:
-            found[label] = _labelled(x, label, known, config, groups, kinds, finite=finite)
+            found[label] = _labelled(x, label, known, given, finite=finite)
         except LabelProblem as problem:
             yield label, Cell(point, label, message=str(problem), notes=known.notes), None
-    fits = fit_point(x, [cell for cell, _ in found.values()], config)
+    fits = fit_point(x, [cell for cell, _ in found.values()], given.config, drawn)
     for (label, (cell, notes)), fit in zip(found.items(), fits, strict=True):
-        yield label, _cell(point, label, cell, notes, fit, config), fit
+        yield label, _cell(point, label, cell, notes, fit, given.config), fit
 
 
 def _labelled(
     x: NDArray[np.float32],
     label: str,
     classes: Classes,
-    config: ProbeConfig,
-    groups: Codes | None,
-    kinds: Codes | None,
+    given: _Given,
     *,
     finite: bool,
 ) -> tuple[Labelled, tuple[str, ...]]:
+    config, groups, kinds = given.config, given.groups, given.kinds
     keep, codes, notes = usable(replace(classes, codes=classes.codes[: len(x)]), config.test_fraction)
     if groups is not None and label != config.group:
         check_groups(codes, groups[keep], config.test_fraction)

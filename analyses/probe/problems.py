@@ -102,13 +102,10 @@ class Batch:
             out[b, :, :n] = problem.times(a[b, :, :n])
         return out
 
-    def steepest(self, a: torch.Tensor) -> NDArray[np.float64]:
-        """Largest |entry| of a Z, one a problem [B]."""
-        found = [
-            problem.primal(a[b, :, :n]).abs().max()
-            for b, (problem, n) in enumerate(zip(self.problems, self.rows, strict=True))
-        ]
-        return host(torch.stack(found))
+    def steepest(self, a: torch.Tensor, which: NDArray[np.int64]) -> torch.Tensor:
+        """Largest |entry| of a Z of each of the problems `which`, for a [B, K, n]."""
+        found = [self.problems[b].primal(a[b, :, : self.rows[b]]).abs().max() for b in which]
+        return torch.stack(found)
 
     def residual(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(P - Y [B, K, n], sum of the cross-entropies [B] in fp64) at logits [B, K, n], which are overwritten."""

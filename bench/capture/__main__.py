@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default="llava,streaming", help="comma-separated; default llava,streaming")
     parser.add_argument("--scratch", type=Path, help="folder for stores and weights; /dev/shm unless given")
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU where there is no GPU")
+    parser.add_argument("--commit", help="what is measured, where git does not tell")
     options = parser.parse_args(argv)
     cuda = torch.cuda.is_available()
     if not cuda and not options.small:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=scratch, prefix="modegap-bench-") as folder:
             found = PARTS[name](Path(folder), small=options.small)
         found |= {"wall_s": time.perf_counter() - begin, "small": options.small}
-        found["environment"] = environment("cuda" if cuda else "cpu")
+        found["environment"] = environment("cuda" if cuda else "cpu", options.commit)
         (options.out / f"capture_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         for key, value in found.items():
             if not isinstance(value, dict | list):

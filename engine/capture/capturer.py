@@ -12,6 +12,7 @@ import torch
 
 from modegap.engine.errors import EngineError
 from modegap.engine.models.collate import TEXT, Inputs
+from modegap.engine.models.fused import Fused, fused_layers
 from modegap.engine.models.hooks import attached, evaluating
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
@@ -50,6 +51,9 @@ class Capturer:
 
     Every forward stops at the last wanted point: layers above it and the language model head never run. Hooks
     are there inside the `with` block only, and the model is in evaluation mode there.
+
+    Attributes:
+        changed: whether some layer of the model runs fused, inside the block.
     """
 
     def __init__(
@@ -57,11 +61,14 @@ class Capturer:
         loaded: LoadedModel,
         points: Sequence[HookPoint],
         forward: Callable[[Inputs], object] | None = None,
+        *,
+        fused: bool = False,
     ) -> None:
         """`points` as `LoadedModel.select` gives them; `forward` runs a batch instead of the whole model, and
-        ends where it chooses."""
+        ends where it chooses; `fused` see `fused_layers`."""
         self.loaded = loaded
-        self._own_forward = forward
+        self._own_forward, self._fused = forward, fused
+        self.changed = False
         self.points = tuple(points)
         hooked = [point for point in self.points if point.stream != "text"]
         adapter = loaded.points.get("adapter_output")
@@ -77,6 +84,9 @@ class Capturer:
     def __enter__(self) -> Self:
         """Attaches the hooks."""
         self._stack.enter_context(evaluating(self.loaded.model))
+        if self._fused:
+            found = self._stack.enter_context(fused_layers(self.loaded.model))
+            self.changed = found != Fused(0, 0, 0)
         self._stack.enter_context(
             attached(self.loaded.model, [(p, self._reader(p.name)) for p in self._hooked])
         )

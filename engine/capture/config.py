@@ -31,6 +31,8 @@ class ExtractConfig:
         target: let the decoder also read each sample's text after the prompt.
         as_text: feed the texts of a media data set instead of its media (the text law of the same samples).
         resume: go on with a store of the same plan; otherwise an existing store is an error.
+        fused: one kernel each for norms, gated MLPs and rotary embedding of a half-precision model on a CUDA GPU,
+            wherever that gives the model's own results up to rounding; without, the model's own code runs.
         skip_bad: leave out samples whose media cannot be decoded, and list them; otherwise they are an error.
         by: label whose class means are kept too (stats-only).
         stats_mode: arithmetic of the covariances (stats-only), as in `modegap cov`.
@@ -59,6 +61,7 @@ class ExtractConfig:
     target: bool = False
     as_text: bool = False
     resume: bool = True
+    fused: bool = True
     skip_bad: bool = False
     by: str | None = None
     stats_mode: StatsMode = "precise"

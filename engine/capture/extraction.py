@@ -104,7 +104,7 @@ def extract(
 
 
 def _capture(job: Job, store: ActivationStore, part: tuple[int, int], collector: Collector) -> None:
-    with Capturer(job.loaded, job.points) as capturer, store.writer(*part) as writer:
+    with Capturer(job.loaded, job.points, fused=job.fused) as capturer, store.writer(*part) as writer:
         todo = [int(index) for index in writer.todo]
         count = writer.stop - writer.first
         before = count - len(todo)

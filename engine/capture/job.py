@@ -17,7 +17,7 @@ from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
 from modegap.engine.replay.items import layout_of
 
-from .capturer import Capturer, check_finite
+from .capturer import Block, Capturer, check_finite
 from .config import ExtractConfig, Rows
 from .feed import Item, sampling_rate
 from .ledger import Ledger
@@ -48,6 +48,7 @@ class Job:
         windows: the batches; after `prepare`.
         ledger: where retries and left-out samples are noted.
         backoff: the batch sizes that fit; one for the whole job.
+        fused: whether the model runs with fused layers: as configured, or as a resumed run was begun.
         before_retry: called before a batch that did not fit runs again, to free what others hold.
     """
 
@@ -72,6 +73,7 @@ class Job:
         for point in self.points:
             self.streams.setdefault(point.stream, point)
         self._collating = threading.Lock()
+        self.fused, self._says_fused = config.fused, True
         self.ledger = Ledger(self.path)
         self.before_retry: Callable[[], None] = lambda: None
         self.backoff: Backoff[Item] = Backoff(lambda item: item[1].id, self._retried)
@@ -97,9 +99,13 @@ class Job:
             stored: provenance of the store that is resumed, if any: its batches and left-out samples hold.
             reserve: bytes of the device that batches must leave free.
             free: bytes of a device that is not there yet.
+
+        Raises:
+            EngineError: what is resumed was begun with fused layers and this is to run without, or the other way.
         """
         from modegap.engine.plan import choose_batching
 
+        self._settle_fused(stored)
         self._check_names()
         total = self.count
         self.measured = measure(
@@ -127,6 +133,17 @@ class Job:
             self.batching = choose_batching(self.loaded, self.points, longest, free, reserve)
         self.windows = list(schedule(lengths, self.count, self.batching))
 
+    def _settle_fused(self, stored: dict[str, Any] | None) -> None:
+        # a store of before there were fused layers says nothing of them: it goes on without, and still says nothing
+        self._says_fused = stored is None or "fused" in stored
+        begun = self.config.fused if stored is None else bool(stored.get("fused", False))
+        if self._says_fused and begun != self.config.fused:
+            raise EngineError(
+                f"{self.path} was begun with fused={begun}, this asks for fused={self.config.fused}; use the same "
+                "to resume it, or choose another store"
+            )
+        self.fused = begun
+
     def collate(self, samples: Sequence[Sample]) -> Inputs:
         """A batch as the model takes it, before it is placed; one at a time: tokenizers refuse two threads."""
         with self._collating:
@@ -137,27 +154,46 @@ class Job:
         return list(decoded(self.data, indices, rate=sampling_rate(self.loaded)))
 
     def first_batch(self) -> tuple[dict[str, Shape], dict[str, Parity]]:
-        """Captures the first samples as a batch and one by one: widths, row rules, largest differences."""
-        items = self.samples(self.windows[0].batches[0])
-        with Capturer(self.loaded, self.points) as capturer:
+        """Captures the first samples as a batch and one by one: widths, row rules, largest differences.
 
-            def work(part: Sequence[Item]) -> Any:
+        Where layers run fused, the model's own code is captured and compared first: there rounding leaves little
+        room, so that a wrong module or padding that leaks is seen.
+        """
+        items = self.samples(self.windows[0].batches[0])
+        part, blocks, changed = self._captured(items, fused=self.fused)
+        self.layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)  # it is decoded already
+        part = part[:PARITY_SAMPLES]
+        if changed:
+            few, plain, _ = self._captured(part, fused=False)
+            self._parity(few, plain, fused=False)
+        parity = self._parity(part, blocks, fused=changed)
+        return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
+
+    def _captured(
+        self, items: Sequence[Item], *, fused: bool
+    ) -> tuple[Sequence[Item], dict[str, Block], bool]:
+        """As many of the items as fit, their blocks, and whether layers ran fused."""
+        with Capturer(self.loaded, self.points, fused=fused) as capturer:
+
+            def work(part: Sequence[Item]) -> dict[str, Block]:
                 host = self.collate([sample for _, sample in part])
                 blocks = capturer(self.loaded.place(host), host)
                 check_finite(blocks, host.ids)
                 return blocks
 
             part, blocks = next(self.backoff.run(items, work))
-        self.layout = layout_of(self.loaded.collator, *part[0], self.config.prompt)  # it is decoded already
-        parity = check_parity(
+            return part, blocks, capturer.changed
+
+    def _parity(self, part: Sequence[Item], blocks: dict[str, Block], *, fused: bool) -> dict[str, Parity]:
+        return check_parity(
             self.loaded,
             self.points,
-            [sample for _, sample in part[:PARITY_SAMPLES]],
+            [sample for _, sample in part],
             blocks,
             dtype=self.config.store_dtype,
+            fused=fused,
             **self.options,
         )
-        return {name: (int(block.x.shape[-1]), block.rule) for name, block in blocks.items()}, parity
 
     @cached_property
     def layout(self) -> dict[str, Any]:
@@ -217,6 +253,7 @@ class Job:
         return {
             "batching": {"samples": self.batching.samples, "tokens": self.batching.tokens},
             "skipped": self.measured.skipped,
+            **({"fused": self.fused} if self._says_fused else {}),
         }
 
     def _prompt(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.collate import MEDIA_ID, TEXT
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import attached, evaluating
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
@@ -23,6 +25,7 @@ from modegap.engine.replay.source import ReplaySource
 
 from .capturer import Block
 from .config import Pool, Rows
+from .job import stored_provenance
 from .rows import HostRows, host_rows
 
 if TYPE_CHECKING:
@@ -49,7 +52,8 @@ def extract_replayed(
     """A store of hidden states inside the decoder over a source's prompts, and of the rows that went in.
 
     What `extract` stores for the same samples, up to rounding, but by replay: for a decoder that was changed
-    while encoder and adapter were not. Killed and called again, it goes on at the first sample that is missing.
+    while encoder and adapter were not. Layers run fused (`fused_layers`), which provenance says. Killed and called
+    again, it goes on at the first sample that is missing.
 
     Args:
         loaded: the model.
@@ -71,14 +75,19 @@ def extract_replayed(
     from modegap.stores import ActivationStore, SampleRows
 
     inside = _inside(loaded, source, points)
+    begun = stored_provenance(Path(path)) if Path(path).exists() else None
+    # a store of before there were fused layers says nothing of them: it goes on without, and still says nothing
+    fused = begun is None or bool(begun.get("fused", False))
+    said = {"fused": fused} if begun is None or "fused" in begun else {}
     wanted: dict[str, Rows] = {name: (rows or {}).get(name, "pooled") for name in points}
-    plan = _plan(loaded, source, points, wanted, dtype, kinds or {}, dict(provenance or {}))
+    plan = _plan(loaded, source, points, wanted, dtype, kinds or {}, {**(provenance or {}), **said})
     # one position of the head's: its logits are not wanted
     items = tuple(replace(item, target=np.array([len(item) - 1])) for item in source.items)
     replay = Replay(loaded, replace(source, items=items), batch_size=batch_size)
     store = ActivationStore.create(path, plan, exist_ok=True)
     work = _Forward(replay, inside, source.point if source.point in points else None, wanted, pool)
-    with store.writer() as writer, evaluating(loaded.model), torch.no_grad():
+    layers = fused_layers(loaded.model) if fused else nullcontext()
+    with store.writer() as writer, evaluating(loaded.model), layers, torch.no_grad():
         todo = [int(index) for index in writer.todo]
         for index, found in _in_order(replay, todo, work):
             given = {name: SampleRows(one.tokens, one.pooled) for name, one in found.items()}

@@ -263,7 +263,7 @@ def run_moments(job: Job, moments: PointMoments, saved: Checkpoint, start: int) 
             sink.drain()
             saved.save(moments, sink.taken)
 
-    with Capturer(job.loaded, job.points) as capturer:
+    with Capturer(job.loaded, job.points, fused=job.fused) as capturer:
         # only the magnitudes leave the device; the rows are added where they are
         collector = Collector("both", half, job.config.pool)
         Pump(job, capturer, collector, Shuttle(fields=("top",)), sink).run(batches, tick)

@@ -227,7 +227,7 @@ def _facts(job: Job) -> dict[str, Any]:
     from modegap.stores.origin import canonical_json, sha256
 
     return {
-        "format": "modegap-working/1",
+        "format": "modegap-working/2",
         "model": job.loaded.name,
         "revision": job.loaded.revision,
         "dtype": str(job.loaded.dtype),

@@ -15,6 +15,7 @@ from modegap.engine.capture.job import Job, Shape
 from modegap.engine.capture.parity import compared, tolerance
 from modegap.engine.capture.rows import token_columns
 from modegap.engine.models.collate import Inputs
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.points import HookPoint
 
 from .calls import pack, unpack
@@ -32,7 +33,8 @@ class _Check:
 
     def __init__(self, job: Job, points: Sequence[HookPoint]) -> None:
         self._points, self._dtype = points, job.config.store_dtype
-        self._limit = tolerance(job.loaded, self._dtype)
+        fused = job.fused and job.loaded.device.type == "cuda"  # these samples run the model's own code
+        self._limit = tolerance(job.loaded, self._dtype, fused=fused)
         self.ids: list[str] = []
         self._kept: dict[str, list[torch.Tensor]] = {}
         self._worst: dict[str, tuple[float, float]] = {point.name: (0.0, 0.0) for point in points}
@@ -105,12 +107,14 @@ class Passes:
                     most=lambda: job.backoff.limit,
                 )
             )
+            fused = stack.enter_context(self._fused())
             done = 0
             job.progress("embed", 0, job.count)
             for prepared in feed:
                 for part, _ in job.backoff.run(prepared.items, self._entering(prepared, run, batches)):
                     done += len(part)
                     job.progress("embed", done, job.count)
+            fused.close()  # what runs alone is compared with: it runs the model's own code
             alone = batches[0][:CHECKED]
             for item in job.samples(alone):
                 host = job.collate([item[1]])
@@ -120,6 +124,13 @@ class Passes:
             self.working.commit(0, states.sums)
         self.working.note("batches", {"batches": batches, "alone": len(alone)})
         run.finish()
+
+    def _fused(self) -> ExitStack:
+        """The model's layers as a capture runs them, until the stack is closed."""
+        stack = ExitStack()
+        if self.job.fused:
+            stack.enter_context(fused_layers(self.job.loaded.model))
+        return stack
 
     def _entering(
         self, prepared: Prepared, run: _Run, batches: list[list[int]]
@@ -148,6 +159,7 @@ class Passes:
             states = stack.enter_context(self.working.writer(k + 1)) if k < self.last else None
             run = _Run(self, k, self.points.get(k, []), states)
             stack.push(run.leave)
+            fused = stack.enter_context(self._fused())
             done = 0
             job.progress(title, 0, job.count)
             for number, rows in self.working.read(k, range(len(batches))):
@@ -156,6 +168,8 @@ class Passes:
                 call = {n: to_device(t, device) for n, t in tensors.items() if n.startswith("call.")}
                 kwargs = unpack(facts["tree"], {n.removeprefix("call."): t for n, t in call.items()})
                 checked = number >= len(batches) - alone
+                if checked:
+                    fused.close()
                 run.layer(number, host, kwargs, rows, batches[number], checked=checked)
                 if not checked:
                     done += len(batches[number])

@@ -6,6 +6,7 @@ The library would map a file and copy it out through page faults, or copy it int
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from modegap.stores.checksum import PIECE, crc32c
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
-_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-_DTYPES = {name: dtype for dtype, name in _KINDS.items()}
+KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+DTYPES = {name: dtype for dtype, name in KINDS.items()}
 _NAME = "rows"
 
 
@@ -65,24 +66,27 @@ class Buffers:
 
 
 def write_rows(file: Path, rows: torch.Tensor) -> int:
-    """Writes contiguous rows; their CRC-32C."""
+    """Writes contiguous rows, over what the file held; their CRC-32C."""
     view = _bytes(rows)
-    entry = {"dtype": _KINDS[rows.dtype], "shape": list(rows.shape), "data_offsets": [0, len(view)]}
+    entry = {"dtype": KINDS[rows.dtype], "shape": list(rows.shape), "data_offsets": [0, len(view)]}
     header = json.dumps({_NAME: entry}).encode()
     header += b" " * (-len(header) % 8)
     total = 0
-    with file.open("wb", buffering=0) as opened:
+    # Not "wb": pages that a file has already are written several times as fast as new ones.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb", buffering=0) as opened:
         opened.write(struct.pack("<Q", len(header)) + header)
         for start in range(0, len(view), PIECE):
             piece = view[start : start + PIECE]
             total = crc32c(piece, total)  # while the piece is in the cache, and the other threads may run
             while len(piece):
                 piece = piece[opened.write(piece) or 0 :]
+        opened.truncate()
     return total
 
 
-def read_rows(file: Path, buffers: Buffers) -> torch.Tensor:
-    """The rows that `write_rows` wrote, in a buffer.
+def read_rows(file: Path, rows: torch.Tensor) -> None:
+    """Fills contiguous `rows` with those that `write_rows` wrote.
 
     Raises:
         ValueError: the file is cut short or holds something else. OSError: it cannot be read.
@@ -90,14 +94,16 @@ def read_rows(file: Path, buffers: Buffers) -> torch.Tensor:
     with file.open("rb", buffering=0) as opened:
         (length,) = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))
         entry = json.loads(opened.read(length))[_NAME]
-        rows = buffers.take(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        if (entry["dtype"], entry["shape"]) != (KINDS[rows.dtype], list(rows.shape)):
+            raise ValueError(
+                f"it holds {entry['dtype']} {entry['shape']}, expected {rows.dtype} {list(rows.shape)}"
+            )
         view, at = _bytes(rows), 0
         while at < len(view):
             got = opened.readinto(view[at:])
             if not got:
                 raise ValueError(f"it ends after {at} of {len(view)} bytes")
             at += got
-    return rows
 
 
 def checksum(rows: torch.Tensor) -> int:

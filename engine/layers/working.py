@@ -2,20 +2,24 @@
 
     facts.json                    what the run is of; another run is refused
     calls/<batch>.safetensors     the decoder's arguments, attention, modality and token ids of a batch
-    states/<k>/<batch>.safetensors   rows [n, d] that enter layer k, padding left out
-    states/<k>.json               written last: bytes and crc32c of each file
+    states/<k>/<batch>-<part>.safetensors   rows [n, d] that enter layer k, padding left out, cut into parts
+    states/<k>.json               written last: dtype and width of each batch, rows and crc32c of each part
+    states/spare/                 files of a state that is done with, for the next one to write over
 
-Only the state that the next layer starts from is kept. Files are not synced to the disk: the run goes on after a
-killed process, and after a crash of the machine at worst from the beginning, since every file is checked.
+Only the state that the next layer starts from is kept. A file takes one writer at a time, whatever the file system,
+so a batch is several files, written and read by as many threads. Files are not synced to the disk: the run goes on
+after a killed process, and after a crash of the machine at worst from the beginning, since every file is checked.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,14 @@ import torch
 from modegap.engine.errors import EngineError
 from modegap.stores.durable import replaced
 
-from .rawrows import Buffers, checksum, read_rows, write_rows
+from .rawrows import DTYPES, KINDS, Buffers, checksum, read_rows, write_rows
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 _AHEAD = 2
 _FACTS = "facts.json"
+_SPARE = "spare"
+_PART_BYTES = 32 << 20
+_MOST_THREADS = 8
 
 
 class WorkingStore:
@@ -37,11 +44,12 @@ class WorkingStore:
     Args:
         folder: made if it is not there.
         device: where states are computed.
+        part_bytes: most bytes of a file.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, part_bytes: int = _PART_BYTES) -> None:
         """Starts no thread yet."""
-        self.folder, self._device = folder, device
+        self.folder, self._device, self._part_bytes = folder, device, part_bytes
         self._trusted: set[int] = set()  # states that this process wrote
 
     def begin(self, facts: Mapping[str, Any]) -> None:
@@ -103,23 +111,26 @@ class WorkingStore:
             ) from error
 
     def writer(self, k: int) -> StateWriter:
-        """Takes the state that enters layer k; what an earlier try left of it is removed."""
-        folder = self._states(k)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return StateWriter(folder, self._device)
+        """Takes the state that enters layer k; what an earlier try left of it is written over."""
+        folder, spare = self._states(k), self.folder / "states" / _SPARE
+        if not folder.exists() and spare.exists():
+            spare.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return StateWriter(folder, self._device, self._part_bytes)
 
-    def commit(self, k: int, sums: Mapping[str, Sequence[int]]) -> None:
+    def commit(self, k: int, sums: Mapping[str, Mapping[str, Any]]) -> None:
         """Says that the state before layer k is complete."""
         _write_json(self._states(k).with_suffix(".json"), sums)
         self._trusted.add(k)
 
     def keep_only(self, k: int) -> None:
-        """Removes the states before layers below k: nothing will start from them again."""
+        """Drops the states before layers below k: nothing will start from them again."""
+        spare = self.folder / "states" / _SPARE
         for file in (self.folder / "states").glob("*.json"):
             if int(file.stem) < k:
                 file.unlink()
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+                shutil.rmtree(spare, ignore_errors=True)
+                file.with_suffix("").rename(spare)
 
     def read(self, k: int, batches: Sequence[int]) -> Generator[tuple[int, torch.Tensor], None, None]:
         """The rows [n, d] that enter layer k, batch by batch, on the device; read ahead in a thread.
@@ -134,10 +145,11 @@ class WorkingStore:
         def work() -> None:
             try:
                 buffers = Buffers(self._device)
-                for batch in batches:
-                    rows = self._load(k, batch, sums[str(batch)], buffers)
-                    if not _put(ready, (batch, *buffers.upload(rows)), stopped):
-                        return
+                with ThreadPoolExecutor(threads(), thread_name_prefix="modegap-states") as pool:
+                    for batch in batches:
+                        rows = self._load(k, batch, sums[str(batch)], buffers, pool)
+                        if not _put(ready, (batch, *buffers.upload(rows)), stopped):
+                            return
                 _put(ready, None, stopped)
             except BaseException as error:
                 _put(ready, error, stopped)
@@ -167,16 +179,29 @@ class WorkingStore:
                 entry.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _load(self, k: int, batch: int, expected: Sequence[int], buffers: Buffers) -> torch.Tensor:
-        file = self._states(k) / f"{batch}.safetensors"
-        try:
-            rows = read_rows(file, buffers)
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(
-                f"{file} cannot be read ({error}); delete {self.folder} and start again"
-            ) from error
-        if k not in self._trusted and [rows.numel(), checksum(rows)] != list(expected):
-            raise EngineError(f"{file} fails its checksum; delete {self.folder} and start again")
+    def _load(
+        self,
+        k: int,
+        batch: int,
+        expected: Mapping[str, Any],
+        buffers: Buffers,
+        pool: ThreadPoolExecutor,
+    ) -> torch.Tensor:
+        counts = [count for count, _ in expected["parts"]]
+        rows = buffers.take((sum(counts), expected["width"]), DTYPES[expected["dtype"]])
+
+        def load(part: int, target: torch.Tensor) -> None:
+            file = self._states(k) / _name(batch, part)
+            try:
+                read_rows(file, target)
+            except (OSError, ValueError, KeyError) as error:
+                raise EngineError(
+                    f"{file} cannot be read ({error}); delete {self.folder} and start again"
+                ) from error
+            if k not in self._trusted and checksum(target) != expected["parts"][part][1]:
+                raise EngineError(f"{file} fails its checksum; delete {self.folder} and start again")
+
+        list(pool.map(load, range(len(counts)), torch.split(rows, counts)))
         return rows
 
     def _call(self, batch: int) -> Path:
@@ -187,20 +212,23 @@ class WorkingStore:
 
 
 class StateWriter:
-    """Copies states to the host and writes them, in two threads; use it as a context manager.
+    """Copies states to the host and writes them, in threads; use it as a context manager.
 
     Attributes:
-        sums: [values, crc32c] of each batch's rows, complete when the `with` block has ended.
+        sums: dtype and width of each batch, rows and crc32c of each of its parts; complete when the `with` block has
+            ended.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, part_bytes: int) -> None:
         """Starts nothing yet."""
-        self.sums: dict[str, list[int]] = {}
-        self._folder, self._device = folder, device
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
+        self.sums: dict[str, dict[str, Any]] = {}
+        self._folder, self._device, self._part_bytes = folder, device, part_bytes
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._room = threading.Semaphore(_AHEAD)
         self._failure: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._run, name="modegap-state-writer", daemon=True) for _ in range(2)
+            threading.Thread(target=self._run, name="modegap-state-writer", daemon=True)
+            for _ in range(threads())
         ]
 
     def __enter__(self) -> StateWriter:
@@ -225,28 +253,63 @@ class StateWriter:
 
     def put(self, batch: int, rows: torch.Tensor) -> None:
         """Takes the rows [n, d] of a batch; waits while two are before it."""
+        self._room.acquire()
         if self._failure is not None:
             raise self._failure
         event = None
         if rows.is_cuda:
             event = _cuda.Event()
             event.record(_cuda.current_stream(rows.device))
-        self._queue.put((batch, rows, event))
+        most = max(1, self._part_bytes // (rows.shape[1] * rows.element_size()))
+        parts = torch.split(rows.contiguous(), most)
+        self.sums[str(batch)] = {
+            "dtype": KINDS[rows.dtype],
+            "width": rows.shape[1],
+            "parts": [[len(part), 0] for part in parts],
+        }
+        left = _Left(len(parts), self._room.release)
+        for number, part in enumerate(parts):
+            self._queue.put((batch, number, part, event, left))
 
     def _run(self) -> None:
         buffers: Buffers | None = None
         while (found := self._queue.get()) is not None:
-            if self._failure is not None:
-                continue
+            batch, number, rows, event, left = found
             try:
-                buffers = buffers or Buffers(self._device)
-                batch, rows, event = found
-                host = rows.contiguous() if event is None else buffers.download(rows, event)
-                total = write_rows(self._folder / f"{batch}.safetensors", host)
-                self.sums[str(batch)] = [host.numel(), total]
-                del rows, host, found
+                if self._failure is None:
+                    buffers = buffers or Buffers(self._device)
+                    host = rows if event is None else buffers.download(rows, event)
+                    total = write_rows(self._folder / _name(batch, number), host)
+                    self.sums[str(batch)]["parts"][number][1] = total
+                    del host
             except BaseException as error:
                 self._failure = error
+            del rows, found
+            left.one()
+
+
+class _Left:
+    """Parts of a batch that are not written yet; `end` is called when there is none."""
+
+    def __init__(self, count: int, end: Callable[[], None]) -> None:
+        self._count, self._end, self._lock = count, end, threading.Lock()
+
+    def one(self) -> None:
+        with self._lock:
+            self._count -= 1
+            done = not self._count
+        if done:
+            self._end()
+
+
+def threads() -> int:
+    """Threads that write, or read, parts: half of the cores, 2 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_THREADS, max(2, cores // 2))
+
+
+def _name(batch: int, part: int) -> str:
+    return f"{batch}-{part}.safetensors"
 
 
 def _put(ready: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:

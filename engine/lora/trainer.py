@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.replay import Replay, ReplaySource
 from modegap.engine.replay.decoder import mean_by_item, token_log_probs
-from modegap.engine.replay.fused import fused_norms
 
 from .adapters import Adapter, State
 from .batches import epoch_batches
@@ -128,15 +128,17 @@ class Run:
             self.members, self.lengths, config.effective_batch, seed=config.seed, epoch=at.epoch
         )
         total = config.epochs * len(self.members)
-        for number in range(at.step, len(steps)):
-            began = time.perf_counter()
-            at.loss += self.step(steps[number])
-            at.seconds += time.perf_counter() - began
-            at.samples += len(steps[number])
-            at.step, at.steps = number + 1, at.steps + 1
-            self.progress(at.epoch * len(self.members) + at.samples, total)
-            if at.steps % config.save_every == 0 and at.step < len(steps):
-                self._save()
+        with closing(self.replay.ahead(steps[at.step :])) as coming:
+            began = time.perf_counter()  # waiting for rows counts
+            for members in coming:
+                at.loss += self.step(members)
+                at.seconds += time.perf_counter() - began
+                at.samples += len(members)
+                at.step, at.steps = at.step + 1, at.steps + 1
+                self.progress(at.epoch * len(self.members) + at.samples, total)
+                if at.steps % config.save_every == 0 and at.step < len(steps):
+                    self._save()
+                began = time.perf_counter()
         self._close_epoch()
         self._save()
 
@@ -239,7 +241,7 @@ def training_mode(loaded: LoadedModel, adapter: Adapter, config: TrainConfig) ->
             stack.enter_context(disable_input_dtype_casting(adapter.model))
         if config.checkpointing:
             stack.enter_context(_checkpointing(loaded.name, decoder))
-        stack.enter_context(fused_norms(decoder))
+        stack.enter_context(fused_layers(decoder))
         yield
 
 

@@ -1,7 +1,8 @@
-"""Partial results between processes, as plain tensors."""
+"""Partial results between processes, as plain tensors: from GPU to GPU where they lie there."""
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from modegap.engine.packing import Packed, Part, pack, unpack
+from modegap.engine.packing import Part, joined, split
 
 from .ranks import Ranks
 
@@ -36,29 +37,39 @@ def broadcast(part: Part | None, source: int, ranks: Ranks) -> Part:
 
 
 def _tensors(part: Part, place: torch.device) -> list[torch.Tensor]:
-    """Size of the description, the description, then every array as bytes."""
-    packed = pack((part.reduction, part.rows))
-    shapes = [(array.dtype.str, array.shape) for array in packed.arrays]
-    said = np.frombuffer(pickle.dumps((packed.header, shapes)), dtype=np.uint8).copy()
-    arrays = [torch.from_numpy(array.reshape(-1).view(np.uint8)) for array in packed.arrays]
-    sent = [torch.tensor([len(said)]), torch.from_numpy(said), *(array for array in arrays if len(array))]
+    """Size of the description, the description, then every array as bytes; what is on a GPU goes from there."""
+    header, values = split((part.reduction, part.rows))
+    said = np.frombuffer(pickle.dumps((header, [_described(one) for one in values])), dtype=np.uint8).copy()
+    plain = [torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for v in values]
+    sent = [torch.tensor([len(said)]), torch.from_numpy(said)]
+    sent += [one.detach().contiguous().reshape(-1).view(torch.uint8) for one in plain if one.numel()]
     return [tensor.to(place) for tensor in sent]
 
 
+def _described(value: torch.Tensor | np.ndarray) -> tuple[str | torch.dtype, tuple[int, ...], bool]:
+    """Dtype (numpy's as a string), shape, and whether it lies on a device."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, False
+    return value.dtype, tuple(value.shape), value.device.type != "cpu"
+
+
 def _assembled(place: torch.device, fill: Any) -> Part:
-    def take(count: int, dtype: torch.dtype) -> np.ndarray:
+    def take(count: int, dtype: torch.dtype) -> torch.Tensor:
         tensor = torch.empty(count, dtype=dtype, device=place)
         if count:
             fill(tensor)
-        return tensor.cpu().numpy()
+        return tensor
 
-    size = int(take(1, torch.int64)[0])
+    size = int(take(1, torch.int64))
     # from a process of the same run, started by the same command
-    header, shapes = pickle.loads(take(size, torch.uint8).tobytes())
-    arrays = []
-    for dtype, shape in shapes:
-        of = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64)) * of.itemsize
-        arrays.append(take(count, torch.uint8).view(of).reshape(shape))
-    reduction, rows = unpack(Packed(header, tuple(arrays)))
+    header, described = pickle.loads(take(size, torch.uint8).cpu().numpy().tobytes())
+    values: list[torch.Tensor | np.ndarray] = []
+    for dtype, shape, there in described:
+        of = np.dtype(dtype) if isinstance(dtype, str) else dtype
+        came = take(math.prod(shape) * of.itemsize, torch.uint8)
+        held = came if there else came.cpu()
+        values.append(
+            held.numpy().view(of).reshape(shape) if isinstance(of, np.dtype) else held.view(of).reshape(shape)
+        )
+    reduction, rows = joined(header, values)
     return Part(reduction, rows)

@@ -71,11 +71,16 @@ def launched() -> Iterator[Ranks | None]:
     import torch.distributed as dist
 
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    gpu = None
     if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
+        gpu = torch.device("cuda", ranks.local % torch.cuda.device_count())
+        torch.cuda.set_device(gpu)
     if not dist.is_initialized():
-        nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=_PATIENCE)
+        nccl = gpu is not None and dist.is_nccl_available()
+        # With the device known NCCL connects all processes now, and not every pair when it first meets.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=_PATIENCE, device_id=gpu if nccl else None
+        )
         # A group that is made again meets the keys of the first one in torchrun's store, and waits for ever.
         atexit.register(_leave)
     yield ranks

@@ -70,7 +70,7 @@ def probe(job: Job) -> Probe:
     batches = job.batches[: _MEASURED + 1]
     warm, timed = batches[:1], batches[1:] or batches[:1]
     peak = None
-    with Capturer(job.loaded, job.points) as capturer:
+    with Capturer(job.loaded, job.points, fused=job.fused) as capturer:
         pump = Pump(job, capturer, collector, Shuttle(), _Dropped())
         if cuda:
             _cuda.synchronize()

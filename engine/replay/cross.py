@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import groupby
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from modegap.engine.models.backoff import Backoff
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 
 from .decoder import mean_by_item, token_log_probs
-from .fused import fused_norms
 from .items import Int
 from .runner import Replay
 
@@ -51,10 +51,11 @@ def cross_scores(
             item.continued(answer)  # its errors name the sample, before anything runs
     backoff: Backoff[int] = Backoff(lambda number: source.items[number].id, replay.note_retry)
     done = 0
-    norms = fused_norms(replay.loaded.model) if replay.fused else nullcontext()
-    with evaluating(replay.loaded.model), norms:
-        asked = [number for number, given in enumerate(answers) if len(given)]
-        for batch in _equal_prompts(replay, asked, prompts or replay.batch_size):
+    fused = fused_layers(replay.loaded.model) if replay.fused else nullcontext()
+    asked = [number for number, given in enumerate(answers) if len(given)]
+    batches = list(_equal_prompts(replay, asked, prompts or replay.batch_size))
+    with evaluating(replay.loaded.model), fused, closing(replay.ahead(batches)) as coming:
+        for batch in coming:
             for part, values in backoff.run(batch, lambda part: _score(replay, part, answers, total)):
                 for number, scores in zip(part, values, strict=True):
                     found[number] = scores

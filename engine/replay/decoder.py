@@ -31,7 +31,7 @@ class Packed:
 
     Attributes:
         embeds: [B, T, d].
-        wanted: bool [B, T], true where the head is needed: before every scored token.
+        wanted: bool [B, T] on the host, true where the head is needed: before every scored token.
         labels: the scored tokens in reading order, int64 [n].
         counts: scored tokens of each sequence [B].
         shared: leading positions that were cut off because all sequences share them.
@@ -110,15 +110,14 @@ class Decoder:
             at_row.append(np.full(len(item.slot), row))
             at_position.append(item.slot - cut)
         with torch.no_grad():
-            embeds = self.embedding(tokens.to(self.device))
-        rows = torch.from_numpy(np.concatenate(at_row)).to(embeds.device)
-        positions = torch.from_numpy(np.concatenate(at_position)).to(embeds.device)
+            embeds = self.embedding(tokens.to(self.device, non_blocking=True))
+        rows = torch.from_numpy(np.concatenate(at_row)).to(embeds.device, non_blocking=True)
+        positions = torch.from_numpy(np.concatenate(at_position)).to(embeds.device, non_blocking=True)
         embeds = embeds.index_put((rows, positions), z.to(embeds.device, embeds.dtype))
         labels = torch.from_numpy(np.concatenate([item.tokens[item.target] for item in items]))
+        labels = labels.to(self.device, non_blocking=True)
         counts = tuple(len(item.target) for item in items)
-        return Packed(
-            embeds, wanted.to(self.device), labels.to(self.device), counts, cut, items[0].tokens[:cut]
-        )
+        return Packed(embeds, wanted, labels, counts, cut, items[0].tokens[:cut])
 
     def logits(self, packed: Packed) -> torch.Tensor:
         """Logits before every scored token, [n, vocabulary], in the model's dtype."""
@@ -146,7 +145,7 @@ class Decoder:
             (logits behind the last position [B, vocabulary], keys and values of every layer, or None where the
             model's cache cannot be shared).
         """
-        wanted = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        wanted = torch.zeros(embeds.shape[:2], dtype=torch.bool)
         wanted[:, -1] = True
         with self._only(wanted):
             out = self.model(inputs_embeds=embeds, use_cache=True)
@@ -161,7 +160,7 @@ class Decoder:
     ) -> torch.Tensor:
         """Logits at `wanted` bool [C, S] of continuations `tokens` int64 [C, S] behind prefixes `rows` [C]."""
         embeds = self.embedding(tokens.to(self.device))
-        with self._only(wanted.to(self.device)):
+        with self._only(wanted):
             out = self.model(inputs_embeds=embeds, use_cache=True, past_key_values=SharedPrefix(layers, rows))
         logits: torch.Tensor = out.logits[0]
         return logits
@@ -169,10 +168,18 @@ class Decoder:
     @contextmanager
     def _only(self, wanted: torch.Tensor) -> Iterator[None]:
         """Feeds the head the wanted positions only: [1, n, d] instead of [B, T, d]."""
+        # found on the host: a mask on the device would let the host wait for all layers in front of the head
+        positions = wanted.flatten().nonzero().squeeze(1)
 
         def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0]
-            return (hidden[wanted.to(hidden.device)].unsqueeze(0), *args[1:])
+            if hidden.shape[:-1] != wanted.shape:
+                raise EngineError(
+                    f"the head of {self.loaded.name} gets {list(hidden.shape)} for {list(wanted.shape)} positions; "
+                    "cannot score it"
+                )
+            at = positions.to(hidden.device, non_blocking=True)
+            return (hidden.flatten(0, 1).index_select(0, at).unsqueeze(0), *args[1:])
 
         handle = self.head.register_forward_pre_hook(select)
         try:
@@ -237,11 +244,10 @@ def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def mean_by_item(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """Mean of each item's values, fp64 [B] (differentiable)."""
-    owner = torch.repeat_interleave(
-        torch.arange(len(counts), device=values.device), torch.tensor(counts, device=values.device)
-    )
+    each = torch.tensor(counts)
+    owner = torch.repeat_interleave(torch.arange(len(counts)), each).to(values.device, non_blocking=True)
     sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
-    return sums.index_add(0, owner, values.double()) / torch.tensor(counts, device=values.device)
+    return sums.index_add(0, owner, values.double()) / each.to(values.device, non_blocking=True)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from modegap.engine.errors import EngineError
 from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.edit import edit as edited
+from modegap.engine.models.fused import fused_layers
 from modegap.engine.models.hooks import evaluating
 from modegap.engine.models.loaded import LoadedModel
 
+from .ahead import Rows, read_ahead
 from .decoder import Decoder, frozen, mean_by_item, token_log_probs
-from .fused import fused_norms
 from .source import ReplaySource
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Replay:
         fused: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        """`share` lets sequences with the same beginning share its keys and values, `fused` see `fused_norms`.
+        """`share` lets sequences with the same beginning share its keys and values, `fused` see `fused_layers`.
 
         Raises:
             ValueError: a batch size below one.
@@ -89,6 +90,7 @@ class Replay:
         self.retried: list[tuple[tuple[str, ...], int]] = []
         self.failures: list[tuple[str, str]] = []
         self._recent: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._ahead: Rows = {}
         lengths = np.array([len(item) for item in source.items])
         self.order: list[int] = np.argsort(-lengths, kind="stable").tolist()
 
@@ -100,12 +102,33 @@ class Replay:
         if number in self._recent:
             self._recent.move_to_end(number)
             return self._recent[number]
+        rows = self._ahead.pop(number, None)
+        rows = self._read(number) if rows is None else rows
         # to the device first: a copy that also converts does so on the host, milliseconds for 576 rows
-        found = self.source.rows(self.source.items[number]).to(self.decoder.device).to(self.loaded.dtype)
+        on_device = rows.to(self.decoder.device, non_blocking=rows.is_pinned())
+        found = on_device.to(self.loaded.dtype)
         self._recent[number] = found
         while len(self._recent) > self.batch_size:
             self._recent.popitem(last=False)
         return found
+
+    def ahead(self, batches: Sequence[Sequence[Item]]) -> Generator[Sequence[Item], None, None]:
+        """The batches in order; while the caller works on one, the rows of the next are read for `rows`.
+
+        Args:
+            batches: numbers of samples in `source.items`, or (number, condition).
+        """
+        numbers = [[_number(unit) for unit in batch] for batch in batches]
+        pin = self.decoder.device.type == "cuda"
+        with closing(read_ahead(numbers, self._read, pin=pin)) as coming:
+            try:
+                for batch, self._ahead in zip(batches, coming, strict=True):
+                    yield batch
+            finally:
+                self._ahead = {}
+
+    def _read(self, number: int) -> torch.Tensor:
+        return self.source.rows(self.source.items[number])
 
     @torch.no_grad()
     def losses(
@@ -284,7 +307,8 @@ class Replay:
         log_q = mean_by_item(token_log_probs(self.decoder.logits(packed), packed.labels), packed.counts)
         (g,) = torch.autograd.grad(log_q.sum() * scale, z)
         ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
-        return GradientBatch(members, g, ends.to(g.device), log_q.detach(), scale)
+        # nothing waits for the device here: the graph is taken down while it still computes
+        return GradientBatch(members, g, ends.to(g.device, non_blocking=True), log_q.detach(), scale)
 
     def _batches(
         self,
@@ -299,12 +323,17 @@ class Replay:
         step = size or self.batch_size
         if span is not None:
             units = units[span[0] * step : span[1] * step]
-        with evaluating(self.loaded.model), fused_norms(self.loaded.model) if self.fused else nullcontext():
-            for start in range(0, len(units), step):
-                yield from backoff.run(units[start : start + step], work)
+        batches = [units[start : start + step] for start in range(0, len(units), step)]
+        with (
+            evaluating(self.loaded.model),
+            fused_layers(self.loaded.model) if self.fused else nullcontext(),
+            closing(self.ahead(batches)) as coming,
+        ):
+            for batch in coming:
+                yield from backoff.run(batch, work)
 
     def _name(self, unit: Any) -> str:
-        return self.source.items[unit[0] if isinstance(unit, tuple) else unit].id
+        return self.source.items[_number(unit)].id
 
     def note_retry(self, ids: list[str], size: int) -> None:
         """Records a batch that did not fit into memory and runs again, `size` at a time."""
@@ -313,6 +342,12 @@ class Replay:
 
     def _failed(self, unit: Any, error: EngineError) -> None:
         self.failures.append((self._name(unit), str(error)))
+
+
+def _number(unit: Any) -> int:
+    """The sample of a unit: a number, or a number and a condition."""
+    found: int = unit[0] if isinstance(unit, tuple) else unit
+    return found
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

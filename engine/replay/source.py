@@ -151,6 +151,9 @@ class _Opener:
         if not self.indices:
             raise EngineError(f"{store.path} has no complete sample; resume its extraction, then replay")
         self.texts = self._texts(target_label)
+        self.no_target = (
+            "it has no target text" if target_label is None else f"it has no value of {target_label!r}"
+        )
         self.asked = store.labels[PROMPT_LABEL].values if PROMPT_LABEL in store.labels else None
 
     def open(self) -> ReplaySource:
@@ -211,7 +214,7 @@ class _Opener:
             text = self.texts[index]
             answer = self.layout.answer(str(text)) if text is not None else answer
             if not len(answer):
-                return "it has no target text"
+                return self.no_target
         tokens, slot = self._prompt(index, stop - start)
         if self.point == "text_embedding":
             tokens = tokens.copy()

@@ -14,7 +14,9 @@ from ..ablate import triton as ablate
 from ..crc32c import triton as checksum
 from ..ghost_norms import triton as ghost
 from ..projection_energy import triton as energy
+from ..rotary import triton as rotary
 from ..stage import triton as stage
+from ..swiglu import triton as swiglu
 from . import gram, segments
 from .config import Config
 from .plan import MAX_ROWS
@@ -76,6 +78,7 @@ def specs(cc: int) -> Iterator[Spec]:
     yield from _energy_specs(cc)
     yield from _ablate_specs(cc)
     yield from _ghost_specs(cc)
+    yield from _layer_specs(cc)
 
 
 def _checksum_specs(cc: int) -> Iterator[Spec]:
@@ -140,6 +143,26 @@ def _ghost_specs(cc: int) -> Iterator[Spec]:
         yield _spec(f"ghost entries {dtype[1:]}", ghost.entries_norm_kernel, types, height, config)
 
 
+def _layer_specs(cc: int) -> Iterator[Spec]:
+    half, count = "*bf16", "i32"
+    types = dict.fromkeys(("gate", "up", "out"), half)
+    types |= dict.fromkeys(("columns", "blocks", "stride_gate", "stride_up"), count)
+    config = _newest(swiglu.CONFIGS, cc)
+    yield _spec("swiglu", swiglu.swiglu_kernel, types, {}, config)
+    types = dict.fromkeys(("gate", "up", "grad", "to_gate", "to_up"), half)
+    types |= dict.fromkeys(("columns", "blocks", "stride_gate", "stride_up", "stride_grad"), count)
+    yield _spec("swiglu backward", swiglu.swiglu_backward_kernel, types, {}, config)
+    types = dict.fromkeys(("q", "k", "cos", "sin", "to_q", "to_k"), half)
+    types |= dict.fromkeys(("T", "q_heads", "k_heads", "half", "parts"), count)
+    types |= {f"{x}_{axis}": count for x in ("q", "k", "to_q", "to_k") for axis in "bht"}
+    types |= {"angle_b": count, "angle_t": count}
+    config = _newest(rotary.CONFIGS, cc)
+    for backward in (False, True):
+        constants = {"BACKWARD": backward, "BH": 32, "BD": int(config.blocks["PAIRS"]) // 32}
+        name = "rotary backward" if backward else "rotary"
+        yield Spec(name, rotary.rotary_kernel, types, constants, config.warps, config.stages)
+
+
 def _hopper_specs() -> Iterator[Spec]:
     from ..ablate import hopper as ablate_hopper
     from . import hopper
@@ -195,6 +218,13 @@ def compile_ahead(spec: Spec, cc: int) -> Any:
         "stride_b",
         "stride_t",
         "ld",
+        "stride_gate",
+        "stride_up",
+        "stride_grad",
+        "half",
+        *(f"{x}_{axis}" for x in ("q", "k", "to_q", "to_k") for axis in "bht"),
+        "angle_b",
+        "angle_t",
     )
     hints = {
         (order.index(name),): ALIGNED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from modegap.engine.capture import ExtractConfig, extract
 from modegap.engine.datasets import ListDataset, Sample
 from modegap.engine.errors import EngineError
 from modegap.engine.replay import Replay, cross_scores
+from modegap.engine.replay.source import _Opener
 from modegap.stores import ActivationStore, StoreError
 
 here = Path(__file__)
@@ -233,6 +235,57 @@ def test_mistakes_are_errors_before_training(
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             LoraConfig(**wrong)
+
+
+def test_samples_without_finite_rows_or_a_label_are_left_out_before_training(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, _, _ = case
+    samples = made.samples(made_family(loaded), 60)
+    for number in (3, 17):
+        samples[number] = replace(samples[number], labels={**samples[number].labels, "kind": None})
+    config = ExtractConfig(
+        "m", "d", str(tmp_path / "s.zarr"), ("adapter_output",), batch_size=8, store_dtype="float32"
+    )
+    store = extract(config, model=loaded, data=ListDataset(samples, "gaps"))
+    whole = _Opener._read
+    broken: dict[str, float] = {samples[5].id: np.nan, samples[40].id: np.inf}
+
+    def read(self: Any, item: Any) -> Any:  # as of a store that another program wrote; ours refuse such rows
+        rows = whole(self, item)
+        rows[-1, 7] = broken.get(item.id, rows[-1, 7])
+        return rows
+
+    monkeypatch.setattr(_Opener, "_read", read)
+
+    def settled(model: Any = loaded, progress: Any = None) -> Any:
+        return settle(model, store, "kind", LoraConfig(**OPTIONS), tmp_path / "split.json", progress)
+
+    seen: list[tuple[int, int]] = []
+    task = settled(progress=lambda *at: seen.append(at))
+    assert task.left_out == tuple(
+        (samples[n].id, why)
+        for n, why in (
+            (3, "it has no value of 'kind'"),
+            (5, "its rows hold NaN or infinities"),
+            (17, "it has no value of 'kind'"),
+            (40, "its rows hold NaN or infinities"),
+        )
+    )
+    assert seen[-1] == (58, 58)
+    assert len(task.source) == 56
+    assert task.source.ids == task.texts.ids == task.prompts.ids
+    split = task.split
+    assert {*split.train, *split.validation, *split.test} == set(task.source.ids)
+    broken = {samples[8].id: 1e5}
+    half = made.tiny.FAMILIES[made_family(loaded)][0]()
+    half.model.half()
+    with pytest.raises(EngineError, match=rf"rows of {samples[8].id} hold .*6\.55e\+04.*bfloat16"):
+        settled(half)
+    broken = {sample.id: np.nan for sample in samples}
+    with pytest.raises(EngineError, match=r"no sample of .* is left: its rows hold NaN"):
+        lora(loaded, store, "kind", tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out" / "training" / "run.json").exists()
 
 
 def made_family(loaded: Any) -> str:

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from modegap.analyses.probe import ProbeConfig, ProbeResult, probe
-from modegap.analyses.probe.grid import _point
+from modegap.analyses.probe.grid import _Given, _point
 from modegap.analyses.probe.intervals import wilson_interval
 from modegap.analyses.probe.labels import categories, classes_of, first_top_word, tertiles
 from modegap.analyses.probe.pooled import pooled_rows
@@ -243,7 +243,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_no_group_is_on_both_sides_of_a_split() -> None:
-    from modegap.analyses.probe.fit import splits
+    from modegap.analyses.probe.splits import splits
 
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 60, 600)
@@ -337,7 +337,8 @@ def test_rows_that_are_not_finite_leave_a_message(rows: dict[str, np.ndarray]) -
         "spared": categories([None] * 10 + ["a", "b"] * (N // 2 - 5)),
     }
     config = ProbeConfig(seeds=(1,), calibration=0)
-    found = {label: cell for label, cell, _ in _point(broken, "llm_final", classes, config, None, None)}
+    given = _Given(N, classes, config, None, None)
+    found = {label: cell for label, cell, _ in _point(broken, "llm_final", list(classes), given, {})}
     assert "2 of 10 channels hold NaN or infinities" in found["good"].message
     assert not found["good"].scores
     assert found["spared"].accuracy is not None

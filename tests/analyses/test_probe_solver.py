@@ -7,14 +7,15 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
 from modegap.analyses.probe import ProbeConfig
 from modegap.analyses.probe.batched import Job, fit_batched, gradient, standardise
 from modegap.analyses.probe.calibration import best_trust, calibrated, cross_entropy, entropy
-from modegap.analyses.probe.fit import Labelled, choose, fit_point
+from modegap.analyses.probe.fit import Drawn, Labelled, choose, fit_point, macro_f1
 from modegap.analyses.probe.intervals import corrected_interval, ratio_interval, wilson_interval
-from modegap.analyses.probe.lbfgs import minimise
+from modegap.analyses.probe.lbfgs import _pieces, minimise
 from modegap.analyses.probe.problems import Problem
 from modegap.analyses.probe.splits import Request, random_classes, tasks
 
@@ -102,6 +103,29 @@ def test_side_by_side_is_one_by_one() -> None:
             assert together.coefficients.shape == (problem.classes, len(problem.codes))
 
 
+def test_inner_products_in_pieces_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors cut in pieces that their length is no multiple of, the last one shorter."""
+    problems = []
+    for n, classes in ((90, 5), (71, 2)):
+        x, codes = rows(n, 150, classes, seed=n)
+        z = torch.from_numpy(StandardScaler().fit_transform(x))
+        problems.append(Problem(z, codes, classes, 1.0, gram=z @ z.T))
+    whole = minimise(problems, tol=1e-6, max_iter=2000)
+    monkeypatch.setattr("modegap.analyses.probe.lbfgs._pieces", lambda *_: 7)
+    for cut, other in zip(minimise(problems, tol=1e-6, max_iter=2000), whole, strict=True):
+        assert cut.converged
+        assert cut.objective == pytest.approx(other.objective, rel=1e-6)
+        np.testing.assert_allclose(cut.coefficients, other.coefficients, atol=2e-4)
+        assert abs(cut.iterations - other.iterations) <= 3
+
+
+def test_pieces_fill_a_gpu_and_leave_a_host_alone() -> None:
+    assert _pieces("cpu", 15, 100_000) == 1
+    assert 15 * _pieces("cuda", 15, 100_000) >= 132 * 2
+    assert _pieces("cuda", 4096, 100_000) == 1
+    assert _pieces("cuda", 1, 200) == 1
+
+
 @pytest.mark.parametrize("room", [2e9, 1.0], ids=["one batch", "a batch a job"])
 def test_jobs_side_by_side_as_on_a_gpu(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits of labels with and without a Gram matrix, folds and control among them, in batches by memory."""
@@ -183,6 +207,46 @@ def test_same_accuracy_as_scikit_learn_at_convergence(n: int, d: int, classes: i
     assert max(s.accuracy for s in ours.scores) > 1.5 / classes
     two = next(fit_point(x, [cell], ProbeConfig(solver="batched", n_jobs=2, **options)))
     assert [s.accuracy for s in two.scores] == [s.accuracy for s in ours.scores]
+
+
+def test_a_device_gives_the_scores_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, codes = rows(150, 60, 4)
+    cells = [Labelled(np.arange(150), codes), Labelled(np.arange(100), codes[:100] % 2)]
+    options = {"tol": 1e-6, "calibration": 2, "control": "samples", "seeds": (1, 2), "solver": "batched"}
+    host = list(fit_point(x, cells, ProbeConfig(n_jobs=1, **options)))
+    monkeypatch.setattr(ProbeConfig, "on_device", property(lambda self: True))
+    device = list(fit_point(x, cells, ProbeConfig(device="cpu", **options)))
+    for ours, theirs in zip(device, host, strict=True):
+        assert [s.seed for s in ours.scores] == [1, 2]
+        for a, b in zip(ours.scores, theirs.scores, strict=True):
+            assert abs(a.accuracy - b.accuracy) * a.n_test <= 1 + 1e-9
+            assert a.cross_entropy == pytest.approx(b.cross_entropy, abs=1e-4)
+            assert a.trust == pytest.approx(b.trust, abs=5e-3)
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for classes, count in ((2, 9), (7, 40), (50, 60)):  # of 50, some occur in neither
+        codes, guess = rng.integers(0, classes, count), rng.integers(0, classes, count)
+        theirs = f1_score(codes, guess, average="macro", zero_division=0.0)
+        assert macro_f1(codes, guess) == pytest.approx(theirs, rel=1e-12)
+    assert macro_f1(np.array([2, 2]), np.array([0, 0])) == 0
+
+
+def test_splits_are_drawn_once_for_the_hook_points_that_share_a_label() -> None:
+    x, codes = rows(120, 30, 3)
+    config = ProbeConfig(seeds=(1, 2), calibration=2, solver="sklearn", tol=1e-2)
+    cells = [Labelled(np.arange(120), codes), Labelled(np.arange(60), codes[:60])]
+    drawn: Drawn = {}
+    first = [fit.scores for fit in fit_point(x, cells, config, drawn)]
+    kept = [id(task) for plan in drawn.values() for task in plan]
+    assert len(kept) == 4
+    assert [fit.scores for fit in fit_point(x, cells, config, drawn)] == first
+    assert [id(task) for plan in drawn.values() for task in plan] == kept
+    assert [fit.scores for fit in fit_point(x, cells, config)] == first
+    grouped = Labelled(np.arange(120), codes, groups=np.arange(120) // 4)
+    next(fit_point(x, [grouped], config, drawn))
+    assert len(drawn) == 3
 
 
 def test_the_faster_solver_is_chosen_and_the_papers_law_stays_with_the_reference() -> None:

@@ -47,9 +47,21 @@ def test_html_escapes_and_shows_formatted_cells() -> None:
 def test_latex_escapes_special_characters() -> None:
     latex = TABLE.to_latex()
     assert r"a\_b & 0.33 & -- & yes \\" in latex
-    assert r"50 \% of n < 5 d" in latex
+    assert r"50 \% of n \textless{} 5 d" in latex
     assert r"\begin{tabular}{lrrr}" in latex
     assert Table("ρ", ["λ"], []).to_latex().count(r"$\rho$") == 1
+
+
+def test_latex_cells_that_a_row_end_or_a_font_would_change() -> None:
+    cells = [["a", "[x, y]"], ["b", "*"], ["c", "a\n\nb | c"], ["d", "-0.5 [-1.2, 0.3] 1e-9 a-1"]]
+    latex = Table("t", ["k", "v"], [row[::-1] for row in cells]).to_latex()
+    body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")].splitlines()[1:]
+    assert body == [
+        r"{}[x, y] & a \\",
+        r"{}* & b \\",
+        r"a b \textbar{} c & c \\",
+        r"$-$0.5 [$-$1.2, 0.3] 1e-9 a-1 & d \\",
+    ]
 
 
 def test_rich_table_has_all_cells() -> None:

@@ -14,7 +14,17 @@ pytest.importorskip("h5py")
 @pytest.mark.parametrize(
     ("part", "fields"),
     [
-        ("llava", {"over_loop", "of_bare", "tokens_ms", "statistics_ms", "flat_host_growth_mb"}),
+        (
+            "llava",
+            {
+                "over_loop",
+                "of_bare_fused",
+                "ours_first_ms",
+                "tokens_ms",
+                "statistics_ms",
+                "flat_host_growth_mb",
+            },
+        ),
         ("streaming", {"few_layer_ms", "many_layer_ms", "same_bits_as_whole_model"}),
         ("big", {"tokens_per_s", "align_s", "predicted_batch_gb"}),
     ],

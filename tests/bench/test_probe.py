@@ -11,7 +11,7 @@ from bench import probe
 
 
 def test_both_are_measured_on_the_same_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = ["--rows", "300", "--width", "64", "--points", "1", "--loop", "2"]
+    size = ["--rows", "300", "--width", "64", "--points", "2", "--loop", "2"]
     for tol in ("1e-2", "1e-1"):
         monkeypatch.setattr(
             "sys.argv", ["probe", "--out", str(tmp_path), *size, "--tol", tol, "--commit", "x"]
@@ -24,6 +24,10 @@ def test_both_are_measured_on_the_same_splits(tmp_path: Path, monkeypatch: pytes
         assert entry["ratio"] == pytest.approx(entry["seconds"]["loop"] / entry["seconds"]["modegap"])
         assert len(entry["cells"]) == 3
         assert all(gap <= 3 for cell in entry["cells"] for gap in cell["test samples apart"])
+        assert len(entry["seconds a hook point"]) == 2
+    # labels of other rows, which are noise here, would be read at chance and take many times the iterations
+    read = saved["tolerances"][0]["of the labels at each hook point"]["accuracy"]
+    assert all(point[1] > 0.2 for point in read)
 
 
 def test_the_gate_tells_a_fit_short_of_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

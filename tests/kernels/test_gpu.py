@@ -15,8 +15,10 @@ from modegap.kernels import (
     masked_mean,
     mirror_lower,
     projection_energy,
+    rotary,
     shift_of,
     stage,
+    swiglu,
 )
 
 pytestmark = [
@@ -487,3 +489,64 @@ def test_checks_of_values_wait_for_the_gpu_once() -> None:
         masked_mean(x, mask)
     with pytest.raises(ValueError, match="expected \\(0, 399\\)"):
         gradient_norms(x.view(400, 64)[:399], ends)
+
+
+def roundings(got: torch.Tensor, want: torch.Tensor, terms: torch.Tensor) -> float:
+    """Largest distance from the fp64 value: in roundings of it, less fp32's share of the terms."""
+    half = torch.finfo(got.dtype).eps / 2
+    gap = (got.double() - want).abs() - 1e-6 * terms
+    return float((gap / (half * want.abs() + torch.finfo(got.dtype).smallest_normal)).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 7), (5, 604, 11_008), (2, 33, 1001)])
+def test_swiglu_rounds_once(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from modegap.kernels.swiglu import reference
+
+    made = [torch.randn(*shape, device="cuda").to(dtype) for _ in range(3)]
+    gate, up, grad = made
+    ours = [x.clone().requires_grad_() for x in (gate, up)]
+    got = swiglu(*ours)
+    assert last_path("swiglu").name == "triton"
+    got.backward(grad)
+    wide = [x.double().requires_grad_() for x in (gate, up)]
+    want = reference.swiglu(*wide)
+    want.backward(grad.double())
+    assert roundings(got, want, want.abs()) <= 1.001
+    room = (grad.double() * up.double()).abs() * (1 + gate.double().abs())
+    assert roundings(ours[0].grad, wide[0].grad, room) <= 1.001
+    assert roundings(ours[1].grad, wide[1].grad, wide[1].grad.abs()) <= 1.001
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("H", "K", "D"), [(32, 32, 128), (32, 8, 128), (40, 5, 80), (1, 1, 6), (130, 2, 64)])
+def test_rotary_rounds_once(H: int, K: int, D: int, dtype: torch.dtype) -> None:
+    from modegap.kernels.rotary import reference
+
+    B, T = 3, 61
+    q, k = (torch.randn(B, T, n, D, device="cuda").to(dtype).transpose(1, 2) for n in (H, K))
+    angle = torch.randn(1, T, D // 2, device="cuda").repeat(1, 1, 2) * 50
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    ours, wide = ([x.detach().to(kind).requires_grad_() for x in (q, k)] for kind in (dtype, torch.float64))
+    got, want = rotary(*ours, cos, sin), reference.rotary(*wide, cos, sin)
+    assert last_path("rotary").name == "triton"
+    grads = [torch.randn_like(x) for x in got]
+    torch.autograd.backward(got, grads)
+    torch.autograd.backward(want, [g.double() for g in grads])
+    for x, y, z, mine, theirs in zip(got, want, (q, k), ours, wide, strict=True):
+        terms = z.double().abs().amax() * 2
+        assert roundings(x, y, terms) <= 1.001
+        assert roundings(mine.grad, theirs.grad, terms * 3) <= 1.001
+        if H > 1:
+            assert x.stride() == z.stride()
+            assert mine.grad.stride() == z.stride()
+
+
+def test_swiglu_beyond_32_bits() -> None:
+    """More values than int32 counts: the last rows are right."""
+    n, d = 201_000, 11_008
+    gate = torch.randn(1, d, device="cuda").half().expand(n, d).contiguous()
+    gate[-1] += 1
+    got = swiglu(gate, gate)
+    assert torch.equal(got[-1], swiglu(gate[-1], gate[-1]))
+    assert torch.equal(got[-2], got[0])

@@ -338,6 +338,135 @@ def checksum_of_one_flipped_bit():
     checksums_agree(blocks)
 
 
+def of_layers(*shape, seed, dtype):
+    """Values over three decades, a few of them far out."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator) * torch.logspace(-3, 0, shape[-1])
+    x[..., -1] *= 8.0
+    return x.to(dtype)
+
+
+def within_rounding(got, want, dtype, room=0.0):
+    """One rounding of the exact value, fp32's errors on the way there, and those of `room` (terms that cancel).
+
+    The interpreter cuts bf16 off where a GPU rounds: a whole unit there, half of one in fp16.
+    """
+    import torch
+
+    assert got.dtype is dtype
+    kind = torch.finfo(dtype)
+    units = 0.5 if dtype is torch.float16 else 1.0
+    least = units * kind.smallest_normal * kind.eps  # the step of subnormal values
+    gap = (got.double() - want).abs()
+    assert bool((gap <= (units * kind.eps + 2e-6) * want.abs() + 1e-6 * room + least).all())
+
+
+@case
+def swiglu():
+    import torch
+
+    from modegap.kernels.swiglu import reference
+    from modegap.kernels.swiglu.triton import swiglu
+
+    for shape in [(1, 1), (3, 7), (2, 5, 1023), (1, 2050)]:
+        for dtype in (torch.float16, torch.bfloat16):
+            gate, up, grad = (of_layers(*shape, seed=seed, dtype=dtype) for seed in (1, 2, 3))
+            gate[..., 0] = -200.0  # exp overflows
+            wide = [x.double().requires_grad_() for x in (gate, up)]
+            want = reference.swiglu(*wide)
+            want.backward(grad.double())
+            ours = [x.clone().requires_grad_() for x in (gate, up)]
+            got = swiglu(*ours)
+            got.backward(grad)
+            within_rounding(got, want.detach(), dtype)
+            assert torch.equal(swiglu(gate, up), got)  # nothing is recorded here
+            within_rounding(ours[1].grad, wide[1].grad, dtype)
+            # 1 + x (1 - s) crosses zero at x = -1.28
+            room = (grad * up * gate).double().abs() + grad.double().abs() * up.double().abs()
+            within_rounding(ours[0].grad, wide[0].grad, dtype, room)
+            assert torch.equal(ours[0], gate)  # left as it was
+            assert torch.equal(ours[1], up)
+
+
+@case
+def swiglu_of_halves_and_strided_operands():
+    import torch
+
+    from modegap.kernels.swiglu.triton import swiglu
+
+    both = of_layers(2, 3, 70, seed=4, dtype=torch.bfloat16).requires_grad_()
+    gate, up = both.chunk(2, dim=-1)
+    got = swiglu(gate, up)
+    assert torch.equal(got, swiglu(gate.detach().contiguous(), up.detach().contiguous()))
+    got.backward(torch.ones((), dtype=torch.bfloat16).expand(got.shape))  # a gradient without strides
+    apart = [x.detach().contiguous().requires_grad_() for x in (gate, up)]
+    swiglu(*apart).sum().backward()
+    assert torch.equal(both.grad, torch.cat([x.grad for x in apart], -1))
+    across = of_layers(2, 35, 6, seed=5, dtype=torch.bfloat16).transpose(1, 2)
+    assert torch.equal(swiglu(across, across), swiglu(across.contiguous(), across.contiguous()))
+
+
+@case
+def rotary():
+    import torch
+
+    from modegap.kernels.rotary import reference
+    from modegap.kernels.rotary.triton import rotary
+
+    for B, H, K, T, D in [(1, 1, 1, 1, 2), (2, 3, 1, 5, 6), (2, 4, 2, 3, 80), (1, 40, 5, 2, 128)]:
+        for dtype in (torch.float16, torch.bfloat16):
+            inputs, want_of, got_of = [], [], []
+            for seed, heads in ((1, H), (2, K)):
+                inputs.append(of_layers(B, T, heads, D, seed=seed, dtype=dtype).transpose(1, 2))
+            grads = [of_layers(*x.shape, seed=3, dtype=dtype) for x in inputs]
+            # halves that differ: not every model's do not
+            cos, sin = (of_layers(1 + (B - 1) * (T % 2), T, D, seed=s, dtype=dtype) for s in (6, 7))
+            for x in inputs:
+                want_of.append(x.double().requires_grad_())
+                got_of.append(x.clone().requires_grad_())
+            want = reference.rotary(*want_of, cos, sin)
+            torch.autograd.backward(want, [g.double() for g in grads])
+            got = rotary(*got_of, cos, sin)
+            torch.autograd.backward(got, grads)
+            # the sums of the two products' magnitudes, which may cancel
+            s, t = sin.double().abs().chunk(2, dim=-1)
+            rooms = reference.rotary(
+                *(x.double().abs() for x in inputs), cos.double().abs(), torch.cat((-s, t), -1)
+            )
+            back = reference.rotary(
+                *(g.double().abs() for g in grads), cos.double().abs(), torch.cat((-t, s), -1)
+            )
+            for x, y, room in zip(got, want, rooms, strict=True):
+                within_rounding(x, y.detach(), dtype, room)
+            for ours, theirs, room in zip(got_of, want_of, back, strict=True):
+                within_rounding(ours.grad, theirs.grad, dtype, room)
+            for x, z, ours in zip(got, inputs, got_of, strict=True):
+                if min(z.shape[1:3]) > 1:
+                    assert x.stride() == z.stride()  # heads inside of positions, as attention wants them
+                    assert ours.grad.stride() == z.stride()
+            for x, y in zip(rotary(*inputs, cos, sin), got, strict=True):
+                assert torch.equal(x, y)
+
+
+@case
+def rotary_of_strided_operands():
+    import torch
+
+    from modegap.kernels.rotary.triton import rotary
+
+    wide = of_layers(2, 5, 3, 3 * 8, seed=8, dtype=torch.bfloat16)
+    q, k = wide[..., :8].transpose(1, 2), wide[..., 8:16].transpose(1, 2)
+    cos, sin = (of_layers(1, 5, 8, seed=s, dtype=torch.float32) for s in (9, 10))
+    want = rotary(q.contiguous(), k.contiguous(), cos, sin)
+    assert all(x.is_contiguous() for x in want)
+    across = q.transpose(2, 3).contiguous().transpose(2, 3)  # its last axis is strided
+    for first, angles in ((q, (cos, sin)), (across, (cos.expand(2, -1, -1), sin.expand(2, -1, -1)))):
+        got = rotary(first, k, *angles)
+        assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
 def main() -> None:
     for name, function in CASES.items():
         try:

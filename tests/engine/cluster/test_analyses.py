@@ -116,8 +116,9 @@ def test_directions_split_by_columns(lab: Path) -> None:
     for source in (modes.U, lab / "modes.safetensors"):
         split = ModeColumns(source, torch.device("cpu"), budget=12 * d * 7)
         blocks = list(split)
-        assert [(s.start, s.stop) for s, _ in blocks][:2] == [(0, 7), (7, 14)]
-        assert np.array_equal(np.concatenate([block.numpy() for _, block in blocks], axis=1), modes.U)
+        assert [(s.start, s.stop) for s, *_ in blocks][:2] == [(0, 7), (7, 14)]
+        assert np.array_equal(np.concatenate([block.numpy() for _, block, _ in blocks], axis=1), modes.U)
+        assert all(narrow.equal(block.float()) for _, block, narrow in blocks)
 
 
 def test_a_model_that_cannot_be_loaded_names_the_worker(cluster: Cluster, lab: Path) -> None:

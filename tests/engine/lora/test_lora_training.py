@@ -20,7 +20,7 @@ from modegap.engine.errors import EngineError
 from modegap.engine.lora import LoraSpec, TrainConfig, epoch_batches, fresh, train
 from modegap.engine.lora import trainer as trainer_module
 from modegap.engine.models import target_nll
-from modegap.engine.replay.fused import rms_norm
+from modegap.engine.models.fused import rms_norm
 
 here = Path(__file__)
 made = SimpleNamespace(**runpy.run_path(str(here.with_name("lora_material.py"))))

@@ -7,7 +7,7 @@ fp16 rows of width 4096. A store is written (not timed against anything), then, 
   mmap        the same from memory maps that are faulted in already
   verified    the same through `RowArray.chunk`, checksums compared on the host
   stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers, by rows a
-              batch, and by bytes that are read and copied at a time
+              batch, and by what is read and copied at a time, with torch's copies and with the driver's
   checksum    the kernel that verifies: the chunks of one buffer, and one chunk
   covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
   compute     the same reduction over batches that are on the GPU already
@@ -41,6 +41,7 @@ from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.engine.reduce import reduce
 from modegap.engine.stream import stream
+from modegap.engine.upload import CudaCopies
 from modegap.kernels import crc32c
 from modegap.stores import (
     ActivationStore,
@@ -51,6 +52,7 @@ from modegap.stores import (
     aligned_empty,
 )
 
+from .driver_copies import DriverCopies
 from .store_gpu_report import HostSums, complaint, goals, machine, roomy
 
 WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
@@ -273,10 +275,14 @@ class Bench:
 
         return self.rate(run)
 
-    def streamed_in_pieces(self, size: int) -> dict[str, float]:
-        """The same with other pieces than are usual."""
-        with patch("modegap.engine.prefetch.PIECE_BYTES", size):
-            return self.streamed(None, True)
+    def in_pieces(self, mib: int | None, copies: type[CudaCopies]) -> dict[str, dict[str, float]]:
+        """Stream and covariance in pieces of some MiB (None: whole chunks), with torch's copies or the driver's."""
+        size = None if mib is None else mib << 20
+        with (
+            patch("modegap.engine.prefetch.PIECE_BYTES", size),
+            patch("modegap.engine.stream.CudaCopies", copies),
+        ):
+            return {"stream": self.streamed(None, True), "covariance": self.covariance()}
 
     def verified_on_the_host(self) -> dict[str, float]:
         """The same where the GPU sums nothing."""
@@ -333,6 +339,12 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream, not verified", lambda: {"default": bench.streamed(None, False)}
     yield "stream, verified on the host", lambda: {"default": bench.verified_on_the_host()}
     yield "covariance", bench.covariance
+    ways = [
+        (f"{mib or 'whole chunks'}, {kind.__name__}", mib, kind)
+        for kind in (CudaCopies, DriverCopies)
+        for mib in (None, 4)
+    ]
+    yield "by MiB a piece", lambda: {name: bench.in_pieces(mib, kind) for name, mib, kind in ways}
     yield "compute", bench.compute
     yield "checksum", bench.checksum
     yield "preadv", lambda: {str(t): bench.threaded(t, bench.preadv) for t in counts}
@@ -346,8 +358,6 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}
     sizes = (2048, 4096, 8192, 16384, 32768)
     yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
-    pieces = (2, 4, 8, 16)
-    yield "stream by piece in MiB", lambda: {str(m): bench.streamed_in_pieces(m << 20) for m in pieces}
 
 
 def main() -> int:

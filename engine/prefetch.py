@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from .errors import EngineError
-from .upload import Copies, Done, Staged, Staging, Sums
+from .upload import Copies, Staging, Sums
 
-PIECE_BYTES = 4 << 20
-"""What is read and copied to a device at a time: few enough to be in the processor's cache in between. On an H100's
-host 12 readers get 50 GB/s there with 4 MiB, 41 with 8, 39 with 16; with 2 MiB (30) Python has too much to do."""
+PIECE_BYTES: int | None = None
+"""What is read and copied to a device at a time; None is a whole part."""
 
 
 class _StoppedError(Exception):
@@ -61,7 +60,7 @@ class Slot:
             self.rows = torch.from_numpy(self._host)
         else:
             self.rows = device.empty(shape, torch_dtype(dtype))
-            self._address, self._row_bytes = self.rows.data_ptr(), shape[1] * dtype.itemsize
+            self._views: dict[tuple[int, int], torch.Tensor] = {}
             self._lane = device.lane()
 
     @property
@@ -87,7 +86,8 @@ class Slot:
         try:
             first, last = read(buffer.array[:count])
             if last > first:
-                copied = self._copy(self._device, at + first, last - first, buffer, first)
+                target = self.rows[at + first : at + last]
+                copied = self._device.copy(self._lane, target, buffer.rows[first:last])
         finally:
             self._parts.give_back(buffer, copied)
 
@@ -104,16 +104,19 @@ class Slot:
             try:
                 piece = buffer.array[: stop - at]
                 yield piece
-                copied = self._copy(device, at, len(piece), buffer)
+                whole = len(piece) == len(buffer.array)
+                source = buffer.rows if whole else buffer.rows[: len(piece)]
+                copied = device.copy(self._lane, self._view(at, len(piece)), source)
                 at += len(piece)
             finally:
                 self._pieces.give_back(buffer, copied)
 
-    def _copy(self, device: Copies, at: int, count: int, buffer: Staged, first: int = 0) -> Done:
-        """Start the copy of `count` rows of a buffer from its row `first` on, to rows from row `at` on."""
-        size = self._row_bytes
-        source = buffer.address + first * size
-        return device.copy(self._lane, self._address + at * size, source, count * size)
+    def _view(self, at: int, count: int) -> torch.Tensor:
+        """Some rows, made once: to make a view of a tensor hands over the interpreter's lock."""
+        view = self._views.get((at, count))
+        if view is None:
+            view = self._views[at, count] = self.rows[at : at + count]
+        return view
 
     def expect(self, part: int, sums: tuple[int, int], again: Callable[[], None]) -> None:
         """The CRC-32C of a part's rows must be both `sums` on the device before the consumer gets them.
@@ -192,13 +195,14 @@ class Slots:
         """`count` buffers of `shape`, filled by `readers` threads, allocated when they are first needed.
 
         With a device there are pinned buffers, one a thread and those being copied: `readers` + 3 of
-        `part_rows` rows, and two a reader for pieces of a part. Both kinds are made when they are needed.
+        `part_rows` rows, and two a reader for pieces of a part where `PIECE_BYTES` asks for them.
         """
         self.readers = readers
         rows, width = part_rows or shape[0], shape[1]
-        piece = min(max(PIECE_BYTES // (width * dtype.itemsize), 1), rows)
-        parts = Staging(readers + 3, lambda: _pinned(device, (rows, width), dtype))
-        pieces = Staging(2 * readers, lambda: _pinned(device, (piece, width), dtype))
+        piece = rows if PIECE_BYTES is None else min(max(PIECE_BYTES // (width * dtype.itemsize), 1), rows)
+        parts = pieces = Staging(readers + 3, lambda: _pinned(device, (rows, width), dtype))
+        if piece < rows:
+            pieces = Staging(2 * readers, lambda: _pinned(device, (piece, width), dtype))
         self._make: Callable[[], Slot] = lambda: Slot(shape, dtype, rows, device, parts, pieces)
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._made: list[Slot] = []

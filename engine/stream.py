@@ -63,8 +63,8 @@ def stream(
 
     On a CUDA device the buffers are there. Threads read into pinned memory, from where the rows are copied on a
     stream of their own, so that reading, copying and computing overlap. Whole chunks of local, uncompressed
-    stores go there in pieces of 4 MiB and are verified by the GPU (compute capability 8.0, Triton), before a
-    batch of them is handed over; others, and chunks of which only some rows are selected, by the host.
+    stores are verified by the GPU (compute capability 8.0, Triton) before a batch of them is handed over; others,
+    and chunks of which only some rows are selected, by the host.
 
     Args:
         store: the store.

@@ -6,14 +6,12 @@ import importlib.util
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 
 from modegap.kernels import crc32c
-
-from .driver import Context, Event
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 
@@ -53,11 +51,8 @@ class Copies(Protocol):
     def lane(self) -> Any:
         """A new order of copies."""
 
-    def copy(self, lane: Any, target: int, source: int, size: int) -> Done:
-        """Start a copy of `size` bytes by address, after the lane's earlier ones, and return its end.
-
-        The end of the copy before from the same address is no longer known.
-        """
+    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
+        """Start a copy after the lane's earlier ones, and return its end."""
 
     def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
         """Start to sum each of the blocks [n, m], after the lane's copies."""
@@ -81,8 +76,6 @@ class CudaCopies:
     def __init__(self, device: torch.device) -> None:
         """Copies to `device`, where Triton's kernels sum them if it is there and serves this GPU."""
         self._device = device
-        self._context = Context(device)
-        self._ends: dict[int, Event] = {}  # by address of what is copied: an event a buffer
         new = torch.cuda.get_device_capability(device) >= (8, 0)
         self.sums = new and importlib.util.find_spec("triton") is not None
 
@@ -98,12 +91,16 @@ class CudaCopies:
         """A stream."""
         return _cuda.Stream(self._device)
 
-    def copy(self, lane: Any, target: int, source: int, size: int) -> Done:
-        """One asynchronous copy, from a thread of its own: the GPU becomes the thread's current one."""
-        if (done := self._ends.get(source)) is None:
-            done = self._ends[source] = Event(lane)
-        self._context.copy(lane, target, source, size, done)
-        return done
+    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
+        """One asynchronous copy from a thread that does nothing else on the GPU: its stream is left set.
+
+        The event lets a waiting thread sleep, not spin.
+        """
+        done: Any = _cuda.Event(blocking=True)
+        _cuda.set_stream(lane)
+        target.copy_(source, non_blocking=True)
+        done.record(lane)
+        return cast("Done", done)
 
     def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
         """Kernel and copy to the host on the stream."""
@@ -134,23 +131,25 @@ class _CudaSums:
     def __init__(self, sums: torch.Tensor, lane: Any) -> None:
         self._host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
         self._host.copy_(sums, non_blocking=True)
-        self._done = Event(lane)
+        self._done: Any = _cuda.Event(blocking=True)
+        self._done.record(lane)
 
     def result(self) -> list[int]:
-        if not self._done.query():
-            self._done.synchronize()
+        self._done.synchronize()
         found: list[int] = self._host.numpy().view(np.uint32).tolist()
         return found
 
 
 class Staged:
-    """A host buffer [n, d] as an array and by its address: to ask a tensor for them lets other threads run."""
+    """A host buffer as a tensor and as an array of the same memory.
+
+    To make a view of a tensor hands over the interpreter's lock; to make one of an array does not.
+    """
 
     def __init__(self, rows: torch.Tensor) -> None:
-        """Keep the tensor, whose memory it is."""
-        self._rows = rows
+        """Both views, once."""
+        self.rows = rows
         self.array: np.ndarray = rows.numpy()
-        self.address = rows.data_ptr()
 
 
 class Staging:

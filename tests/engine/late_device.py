@@ -1,6 +1,5 @@
 """A device of threads: copies and computations happen later than they are asked for, in the order of their lane."""
 
-import ctypes
 import queue
 import random
 import threading
@@ -89,10 +88,10 @@ class LateCopies:
         self.lanes.append(Lane(2 + len(self.lanes)))
         return self.lanes[-1]
 
-    def copy(self, lane, target, source, size):
+    def copy(self, lane, target, source):
         def job():
-            ctypes.memmove(target, source, size)
-            self.spoil(ctypes.cast(target, ctypes.POINTER(ctypes.c_ubyte)))
+            target.copy_(source)
+            self.spoil(target)
 
         lane.add(job)
         return lane.mark()

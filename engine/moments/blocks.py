@@ -11,6 +11,14 @@ import torch
 from modegap.kernels import one_thread
 
 
+def placed(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x` on `device`: itself, with no call into torch, where it is there already.
+
+    Each such call hands over the interpreter's lock, which the threads that read a store want too.
+    """
+    return x if x.device == device else x.to(device)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Consecutive rows as stored.

@@ -13,7 +13,7 @@ from modegap.kernels import Mode, covariance_update, one_thread
 
 from .audit import Audit, audit_error, audited
 from .base import BlockReduction, accumulates, too_few
-from .blocks import Block, BlockBuffer
+from .blocks import Block, BlockBuffer, placed
 from .result import MomentsResult
 from .shifted import finish, move_lower
 from .side import Side
@@ -105,7 +105,7 @@ class Moments(BlockReduction[MomentsResult]):
         self._note(path)
         if len(self._index):
             assert self._side.shift is not None
-            index = self._index = self._index.to(rows.device)
+            index = self._index = placed(self._index, rows.device)
             with one_thread():
                 self._audit.add(block.columns(index), self._side.shift[index])
         return rows
@@ -113,7 +113,7 @@ class Moments(BlockReduction[MomentsResult]):
     def _allocate(self, width: int, device: torch.device) -> None:
         if len(self._gram) != width:
             self._gram = torch.zeros((width, width), dtype=torch.float64, device=device)
-        self._gram = self._gram.to(device)
+        self._gram = placed(self._gram, device)
         if not len(self._index):
             self._index = audited(width, self.audit_columns, self.seed)
 

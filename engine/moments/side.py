@@ -10,7 +10,7 @@ from modegap.engine.batch import ActivationBatch
 from modegap.engine.errors import EngineError
 from modegap.kernels import Mode, Workspace, absmax, exact_up_to, one_thread, shift_of, stage, stage_and_sum
 
-from .blocks import Block
+from .blocks import Block, placed
 
 FP16_MAX = 65504.0
 _PILOT_ROWS = 4096
@@ -86,10 +86,9 @@ class Side:
         """Take the magnitudes of a batch that passed `look`."""
         x = batch.x
         self.point, self.dtype = batch.point, x.dtype
-        if self.width:
-            self.absmax = torch.maximum(self.absmax.to(x.device), peak.channels * batch.scale)
-        else:
-            self.absmax = peak.channels * batch.scale
+        channels = peak.channels if batch.scale == 1.0 else peak.channels * batch.scale
+        known = self.width > 0
+        self.absmax = torch.maximum(placed(self.absmax, x.device), channels) if known else channels
         if peak.largest * batch.scale > FP16_MAX:
             self.overflow += int((x.abs() > FP16_MAX / batch.scale).sum())
 
@@ -103,10 +102,10 @@ class Side:
         device = block.x.device
         if self.shift is None:
             self.shift = self._pilot(block)
-        shift = self.shift = self.shift.to(device)
+        shift = self.shift = placed(self.shift, device)
         if not len(self.total):
             self.total = torch.zeros(d, dtype=torch.float64, device=device)
-        self.total = self.total.to(device)
+        self.total = placed(self.total, device)
         dtype = self._staged_dtype(block)
         if dtype is torch.float16 and self._outlying(block):
             dtype = torch.float32
@@ -148,7 +147,7 @@ class Side:
         assert self.shift is not None
         if self._limit is None:
             self._limit = exact_up_to(self.shift)
-        limit = self._limit = self._limit.to(block.x.device)
+        limit = self._limit = placed(self._limit, block.x.device)
         peak = absmax(block.x) if block.peak is None else block.peak
         return bool((peak > limit).any())
 

@@ -203,9 +203,10 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed reduction."""
+        """Bytes of the packed reduction; nothing is copied to count them."""
         if self._bytes is None:
-            self._bytes = pack(self.reduction, best_pickler()).nbytes
+            header, values = split(self.reduction, best_pickler())
+            self._bytes = len(header) + sum(int(value.nbytes) for value in values)
         return self._bytes
 
     def __sizeof__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -166,14 +167,28 @@ def gradient(problem: Problem, weights: torch.Tensor, intercept: torch.Tensor) -
 
 
 def _continue(problem: Problem, begun: Solution, tol: float, max_iter: int) -> Solution:
-    """Where fp32 stalls above the tolerance: the rest of the way in fp64."""
+    """Where fp32 stalls above the tolerance: the rest of the way in fp64.
+
+    Under a strong penalty (C of 1e-4 and less) rounding can leave a Gram matrix with an eigenvalue below 0, along
+    which the objective falls without end. Such a fit begins again, by the rows.
+    """
     z = problem.z if problem.index is None else problem.z[problem.index]
-    wide = z.double()
-    gram = None if problem.gram is None else wide @ wide.T
-    again = replace(problem, z=wide, index=None, gram=gram)
-    left = max_iter - begun.iterations
-    solution = minimise([again], tol=tol, max_iter=left, start=[begun])[0]
-    return replace(solution, iterations=begun.iterations + solution.iterations)
+    wide = replace(problem, z=z.double(), index=None, gram=None)
+    solution, taken = begun, begun.iterations
+    if _possible(problem, begun):
+        gram = None if problem.gram is None else wide.z @ wide.z.T
+        again = replace(wide, gram=gram)
+        solution = minimise([again], tol=tol, max_iter=max_iter - taken, start=[begun])[0]
+        taken += solution.iterations
+    if not _possible(problem, solution) and taken < max_iter:
+        solution = minimise([wide], tol=tol, max_iter=max_iter - taken)[0]
+        taken += solution.iterations
+    return replace(solution, iterations=taken)
+
+
+def _possible(problem: Problem, solution: Solution) -> bool:
+    """Whether the objective is one that a descent from 0 can have: it is never negative, and n log K at 0."""
+    return 0 <= solution.objective <= len(problem.codes) * math.log(problem.classes) * (1 + 1e-6)
 
 
 def _problem(z: torch.Tensor, gram: torch.Tensor | None, request: Request, strength: float) -> Problem:

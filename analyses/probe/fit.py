@@ -136,14 +136,14 @@ def fit_point(
     ]
     chosen = [choose(*shape, config) for shape in shapes]
     every = [task for plan in planned for task in plan]
-    scores: Iterator[Scores]
-    if config.on_device:
-        fits = _on_device(x, planned, config)
-        # The calibration of a fit takes 20 ms of one core, the fit itself half of that.
+    fits = (
+        _on_device(x, planned, config) if config.on_device else _on_host(x, planned, shapes, chosen, config)
+    )
+    scores: Iterator[Scores] = map(_scores, every, fits)
+    if config.on_device and config.calibration:
+        # A calibration takes 20 ms of a core, a fit half of that; without it starting threads takes the longest.
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="modegap-probe") as pool:
             scores = iter(list(pool.map(_scores, every, fits)))
-    else:
-        scores = map(_scores, every, _on_host(x, planned, shapes, chosen, config))
     for plan, (name, why) in zip(planned, chosen, strict=True):
         yield CellFit(tuple(islice(scores, len(plan))), name, why)
 

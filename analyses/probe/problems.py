@@ -11,6 +11,7 @@ Classes come before rows, unlike in the rows of a store: [40, 2096] times [2096,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,11 +92,24 @@ class Batch:
         self._even = bool((counted == 1).all() and (free == 1).all())
         self.strength = np.array([p.C for p in problems])
 
+    def subset(self, which: NDArray[np.int64]) -> Batch:
+        """The problems `which`, with the padding that they have here."""
+        out = copy(self)
+        out.problems = tuple(self.problems[b] for b in which)
+        out.rows = tuple(self.rows[b] for b in which)
+        out.shape = (len(which), *self.shape[1:])
+        on = torch.from_numpy(which).to(self._codes.device)
+        for name in ("_gram", "_codes", "_counted", "_free", "_barred"):
+            of = getattr(self, name)
+            setattr(out, name, None if of is None else of.index_select(0, on))
+        out.strength = self.strength[which]
+        return out
+
     def times(self, a: torch.Tensor) -> torch.Tensor:
         """a G [B, K, n]."""
         if self._gram is not None:
             return torch.bmm(a, self._gram)
-        if len(self.problems) == 1:
+        if len(self.problems) == 1 and self.rows[0] == self.shape[2]:
             return self.problems[0].times(a[0])[None]
         out = torch.zeros_like(a)
         for b, (problem, n) in enumerate(zip(self.problems, self.rows, strict=True)):

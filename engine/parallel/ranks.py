@@ -77,6 +77,8 @@ def launched() -> Iterator[Ranks | None]:
         torch.cuda.set_device(gpu)
     if not dist.is_initialized():
         nccl = gpu is not None and dist.is_nccl_available()
+        # NCCL says at the first send that it comes in turn with everything else, as it is meant to.
+        os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
         # With the device known NCCL connects all processes now, and not every pair when it first meets.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=_PATIENCE, device_id=gpu if nccl else None

@@ -15,7 +15,7 @@ from modegap.analyses.probe.batched import Job, fit_batched, gradient, standardi
 from modegap.analyses.probe.calibration import best_trust, calibrated, cross_entropy, entropy
 from modegap.analyses.probe.fit import Drawn, Labelled, choose, fit_point, macro_f1
 from modegap.analyses.probe.intervals import corrected_interval, ratio_interval, wilson_interval
-from modegap.analyses.probe.lbfgs import _pieces, minimise
+from modegap.analyses.probe.lbfgs import _pieces, _Run, minimise
 from modegap.analyses.probe.problems import Problem
 from modegap.analyses.probe.splits import Request, random_classes, tasks
 
@@ -119,6 +119,35 @@ def test_inner_products_in_pieces_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
         assert abs(cut.iterations - other.iterations) <= 3
 
 
+@pytest.mark.parametrize("gram", [True, False], ids=["gram", "rows"])
+def test_problems_that_are_done_leave_the_batch(gram: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two hard problems among easy ones the smaller is the last, with the padding of the larger around it."""
+    problems = []
+    for number, (n, classes) in enumerate(((140, 4), (60, 3), (90, 5), (70, 2), (150, 6))):
+        x, codes = rows(n, 100, classes, seed=n)
+        z = torch.from_numpy(StandardScaler().fit_transform(x))
+        C = {1: 100.0, 4: 1.0}.get(number, 1e-3)
+        problems.append(Problem(z, codes, classes, C, gram=z @ z.T if gram else None))
+    sizes = []
+    drop = _Run.drop_ended
+
+    def counted(run: _Run) -> None:
+        drop(run)
+        sizes.append(len(run.active))
+
+    monkeypatch.setattr(_Run, "drop_ended", counted)
+    together = minimise(problems, tol=1e-5, max_iter=2000)
+    assert sizes == [2, 1]
+    for found, problem in zip(together, problems, strict=True):
+        alone = minimise([problem], tol=1e-5, max_iter=2000)[0]
+        assert found.converged
+        assert found.objective == pytest.approx(alone.objective, rel=1e-6)
+        assert abs(found.iterations - alone.iterations) <= 3 + 0.1 * alone.iterations
+        assert found.coefficients.shape == (problem.classes, len(problem.codes))
+        weights = problem.primal(found.coefficients)
+        assert gradient(problem, weights, found.intercept) <= 1.1e-5
+
+
 def test_pieces_fill_a_gpu_and_leave_a_host_alone() -> None:
     assert _pieces("cpu", 15, 100_000) == 1
     assert 15 * _pieces("cuda", 15, 100_000) >= 132 * 2
@@ -184,6 +213,23 @@ def test_a_stalled_fit_goes_on_in_fp64() -> None:
     assert found.gradient <= 1e-11
     assert found.audit is not None
     assert found.audit < 1e-6  # of the weights rounded to fp32
+
+
+@pytest.mark.parametrize("C", [1e-4, 1e-5])
+def test_a_strong_penalty_does_not_lead_the_gram_matrix_astray(C: float) -> None:
+    x, codes = rows(90, 100, 5, seed=90)
+    z = StandardScaler().fit_transform(x)
+    t = torch.from_numpy(z)
+    alone = minimise([Problem(t, codes, 5, C, gram=t @ t.T)], tol=1e-5, max_iter=1000)[0]
+    assert not alone.converged  # what the fit below begins with
+    index = np.arange(90)
+    job = Job(index, index[:9], [Request(codes, np.arange(5))], [C], audit=True)
+    found = fit_batched(torch.from_numpy(x), [job], tol=1e-5, max_iter=1000)[0][0]
+    assert found.converged
+    model = optimum(z, codes, C)
+    np.testing.assert_allclose(found.logits, model.decision_function(z[:9].astype(np.float64)), atol=2e-2)
+    assert found.audit is not None
+    assert found.audit < 2e-5
 
 
 @pytest.mark.parametrize(("n", "d", "classes"), [(240, 200, 5), (260, 50, 2), (500, 60, 7)])

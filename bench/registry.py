@@ -52,6 +52,7 @@ FAMILIES = (
     Family("ablation", "cuda", "cuda.modes", "ablation_cases"),
     Family("segments", "cuda", "cuda.segments", "segment_cases"),
     Family("staging", "cuda", "cuda.segments", "staging_cases"),
+    Family("checksum", "cuda", "cuda.checksum", "checksum_cases"),
     Family("ghost", "cuda", "cuda.ghost", "ghost_cases"),
     Family("layers", "cuda", "cuda.layers", "layer_cases"),
     Family("eigh", "cuda", "cuda.modes", "eigh_cases"),

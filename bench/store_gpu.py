@@ -5,14 +5,16 @@ fp16 rows of width 4096. A store is written (not timed against anything), then, 
   upload      pinned memory to the GPU, 16 MiB at a time
   preadv      the chunks' files into pinned buffers, by threads; no checks
   mmap        the same from memory maps that are faulted in already
-  verified    the same through `RowArray.chunk`, checksums compared
-  stream      `stream(store, device="cuda")` by readers, verified and not
+  verified    the same through `RowArray.chunk`, checksums compared on the host
+  stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers, by rows a
+              batch, and by what is read and copied at a time, with torch's copies and with the driver's
+  checksum    the kernel that verifies: the chunks of one buffer, and one chunk
   covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
   compute     the same reduction over batches that are on the GPU already
 
-Gates first: every row on the GPU equals what was written, bit for bit, and the covariance equals one computed in
-fp64 without the store. Goals: stream over the lower of upload and mmap >= 0.80, covariance >= 0.75 of it.
-`--device cpu` runs everything without a GPU, to try the script.
+Gates first: every row on the GPU equals what was written, bit for bit; a flipped bit is found; and the covariance
+equals one computed in fp64 without the store. Goals: stream over the lower of upload and mmap >= 0.80, covariance
+>= 0.75 of it. `--device cpu` runs everything without a GPU, to try the script.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ from modegap.engine.batch import ActivationBatch
 from modegap.engine.moments import Moments
 from modegap.engine.reduce import reduce
 from modegap.engine.stream import stream
+from modegap.engine.upload import CudaCopies
+from modegap.kernels import crc32c
 from modegap.stores import (
     ActivationStore,
     PointPlan,
@@ -47,10 +50,10 @@ from modegap.stores import (
     SampleRows,
     StorePlan,
     aligned_empty,
-    checksum,
 )
 
-from .environment import environment
+from .driver_copies import DriverCopies
+from .store_gpu_report import HostSums, complaint, goals, machine, roomy
 
 WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
 """37 different samples, each written many times; its first row also holds the sample's number."""
@@ -160,6 +163,31 @@ class Bench:
                 return {"passed": False, "verify": verify, "rows_seen": at}
         return {"passed": True, "rows": at}
 
+    def gate_damage(self) -> dict[str, Any]:
+        """One bit of one chunk, changed and put back: the stream must end there with the host's own words."""
+        chunk = self.array.n_chunks * 2 // 3
+        for at in (0, CHUNK // 3, self.files[chunk].stat().st_size - 1):
+            self.flip(chunk, at)
+            try:
+                said = [complaint(lambda: self.array.chunk(chunk)), complaint(self.read_all)]
+            finally:
+                self.flip(chunk, at)
+            if said[0] is None or said[0] != said[1]:
+                return {"passed": False, "byte": at, "said": said}
+        return {"passed": True}
+
+    def flip(self, chunk: int, at: int) -> None:
+        """Change one bit of a chunk's file."""
+        with self.files[chunk].open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 8]))
+
+    def read_all(self) -> int:
+        """All rows to the device, as a user gets them; nothing else is done with them."""
+        return sum(batch.x.nbytes for batch in stream(self.store, "p", device=self.device))
+
     def gate_covariance(self) -> dict[str, Any]:
         """The same bits as from batches that were on the device all along, and close to fp64."""
         found = reduce(self.store, "p", Moments(), device=self.device).covariance
@@ -247,6 +275,36 @@ class Bench:
 
         return self.rate(run)
 
+    def in_pieces(self, mib: int | None, copies: type[CudaCopies]) -> dict[str, dict[str, float]]:
+        """Stream and covariance in pieces of some MiB (None: whole chunks), with torch's copies or the driver's."""
+        size = None if mib is None else mib << 20
+        with (
+            patch("modegap.engine.prefetch.PIECE_BYTES", size),
+            patch("modegap.engine.stream.CudaCopies", copies),
+        ):
+            return {"stream": self.streamed(None, True), "covariance": self.covariance()}
+
+    def verified_on_the_host(self) -> dict[str, float]:
+        """The same where the GPU sums nothing."""
+        with patch("modegap.engine.stream.CudaCopies", HostSums):
+            return self.streamed(None, True)
+
+    def checksum(self) -> dict[str, dict[str, float]]:
+        """Microseconds and GB/s of the kernel, with its launch."""
+        chunks, repeats = (8, 20) if self.device.type == "cuda" else (1, 1)
+        content = torch.randint(-(2**31), 2**31, (chunks, CHUNK // 4), device=self.device).to(torch.int32)
+
+        def time_of(blocks: torch.Tensor) -> dict[str, float]:
+            def run() -> int:
+                for _ in range(repeats):
+                    crc32c(blocks)
+                return repeats * blocks.nbytes
+
+            rates = self.rate(run)
+            return {"us": blocks.nbytes / rates["gbps"] / 1e3, **rates}
+
+        return {f"{k} chunks": time_of(content[:k]) for k in sorted({chunks, 1})}
+
     def covariance(self) -> dict[str, float]:
         """What a user calls."""
 
@@ -258,8 +316,6 @@ class Bench:
 
     def compute(self) -> dict[str, float]:
         """The reduction alone, of batches as `stream` cuts them."""
-        from modegap.engine.batch import ActivationBatch
-
         x = self.rows.rows(0, min(16384, self.rows.samples * SAMPLE_ROWS))
         times = max(self.bytes // x.nbytes, 1)
 
@@ -272,60 +328,6 @@ class Bench:
 
         return self.rate(run)
 
-    def pinning(self) -> dict[str, float]:
-        """Milliseconds to allocate and pin 11 chunks, as torch does it and by registering huge pages."""
-        if self.device.type == "cpu":
-            return {}
-        out = {}
-        begin = time.perf_counter()
-        held = [torch.empty(CHUNK + 4096 * k, dtype=torch.uint8, pin_memory=True) for k in range(1, 12)]
-        out["torch_ms"] = (time.perf_counter() - begin) * 1e3
-        del held
-        runtime = torch.cuda.cudart()
-        begin = time.perf_counter()
-        arrays = [aligned_empty(CHUNK) for _ in range(11)]
-        for array in arrays:
-            if int(runtime.cudaHostRegister(array.ctypes.data, CHUNK, 0)) != 0:
-                return out
-        out["registered_ms"] = (time.perf_counter() - begin) * 1e3
-        for array in arrays:
-            runtime.cudaHostUnregister(array.ctypes.data)
-        return out
-
-
-def goals(report: dict[str, Any]) -> dict[str, Any]:
-    """The reference rate and what reaches which part of it."""
-    best = max(entry["gbps"] for entry in report["mmap"].values())
-    base = min(report["upload"]["gbps"], best)
-    found = {
-        "stream, verified": (report["stream"]["default"]["gbps"] / base, 0.80),
-        "stream, not verified": (report["stream, not verified"]["default"]["gbps"] / base, 0.80),
-        "covariance": (report["covariance"]["gbps"] / base, 0.75),
-    }
-    return {
-        "reference_gbps": base,
-        "limited_by": "upload" if base < best else "mmap",
-        **{
-            name: {"at_least": goal, "found": value, "met": value >= goal}
-            for name, (value, goal) in found.items()
-        },
-    }
-
-
-def machine(device: str, commit: str | None) -> dict[str, Any]:
-    """GPU, processor, memory, versions."""
-    facts = environment("cuda" if device == "cuda" else "cpu", commit)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        **facts,
-        "cpu": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "checksum": checksum.LIBRARY,
-    }
-
 
 def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The measurements in order of importance."""
@@ -335,8 +337,16 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "mmap", lambda: {str(t): bench.threaded(t, copy) for t in counts}
     yield "stream", lambda: {"default": bench.streamed(None, True)}
     yield "stream, not verified", lambda: {"default": bench.streamed(None, False)}
+    yield "stream, verified on the host", lambda: {"default": bench.verified_on_the_host()}
     yield "covariance", bench.covariance
+    ways = [
+        (f"{mib or 'whole chunks'}, {kind.__name__}", mib, kind)
+        for kind in (CudaCopies, DriverCopies)
+        for mib in (None, 4)
+    ]
+    yield "by MiB a piece", lambda: {name: bench.in_pieces(mib, kind) for name, mib, kind in ways}
     yield "compute", bench.compute
+    yield "checksum", bench.checksum
     yield "preadv", lambda: {str(t): bench.threaded(t, bench.preadv) for t in counts}
     yield (
         "verified",
@@ -348,7 +358,6 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}
     sizes = (2048, 4096, 8192, 16384, 32768)
     yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
-    yield "pinning", bench.pinning
 
 
 def main() -> int:
@@ -370,10 +379,14 @@ def main() -> int:
     def save() -> None:
         (options.out / "store_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
 
-    with tempfile.TemporaryDirectory(dir=options.dir or _roomy(options.gib)) as name:
+    with tempfile.TemporaryDirectory(dir=options.dir or roomy(options.gib)) as name:
         bench = Bench(Path(name), options.gib, options.device, options.rounds)
         report |= {"folder": str(Path(name).parent), "bytes": bench.bytes, "write_s": bench.write_s}
-        report["gates"] = {"rows": bench.gate_rows(), "covariance": bench.gate_covariance()}
+        report["gates"] = {
+            "rows": bench.gate_rows(),
+            "damage": bench.gate_damage(),
+            "covariance": bench.gate_covariance(),
+        }
         print(json.dumps(report), flush=True)
         save()
         if not all(gate["passed"] for gate in report["gates"].values()):
@@ -395,14 +408,6 @@ def main() -> int:
     print("goals", json.dumps(report["goals"]), flush=True)
     save()
     return 1 if report.get("failed") else 0
-
-
-def _roomy(gib: float) -> str | None:
-    for place in ("/dev/shm", None):
-        folder = place or tempfile.gettempdir()
-        if Path(folder).is_dir() and shutil.disk_usage(folder).free > gib * 1.1 * 2**30:
-            return place
-    return None
 
 
 if __name__ == "__main__":

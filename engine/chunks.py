@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -86,6 +87,7 @@ class ChunkReader:
         self._window = (0, 0)
         self._modality: np.ndarray | None = None
         self._verify = verify
+        self._words = self.chunk_rows * self.width * self.dtype.itemsize % 4 == 0
         self._scratch = threading.local()
 
     @property
@@ -151,7 +153,7 @@ class ChunkReader:
         size = self._rows.chunk_rows
         for chunk in range(span.first, span.last):
             if index is None:
-                yield partial(slot.fill, (chunk - span.first) * size, size, partial(self._whole, span, chunk))
+                yield partial(self._in_pieces if self._can_pour(slot) else self._at_once, span, chunk, slot)
                 continue
             start = chunk * size - span.lo
             first, last = np.searchsorted(index, [start, start + size]).tolist()
@@ -161,6 +163,31 @@ class ChunkReader:
 
     def _chunk(self, chunk: int, out: np.ndarray) -> None:
         self._rows.chunk(chunk, out, threads=1, verify=self._verify)
+
+    def _can_pour(self, slot: Slot) -> bool:
+        """Whether whole chunks go to the slot's device unchecked: nobody asked for that, or it sums words itself."""
+        summed = not self._verify or (slot.summed and self._words)
+        return slot.staged and self._rows.plain and summed
+
+    def _at_once(self, span: _Span, chunk: int, slot: Slot) -> None:
+        """Read a chunk, verified or not, on the host."""
+        size = self._rows.chunk_rows
+        slot.fill((chunk - span.first) * size, size, partial(self._whole, span, chunk))
+
+    def _in_pieces(self, span: _Span, chunk: int, slot: Slot) -> None:
+        """Read a chunk whose bytes the device will sum, all of them: also those of rows beyond the span."""
+        part, size = chunk - span.first, self._rows.chunk_rows
+        with closing(slot.pieces(part * size, size)) as pieces:
+            sums = self._rows.chunk_in_pieces(chunk, pieces)
+        if sums is None:
+            self._at_once(span, chunk, slot)
+        elif self._verify:
+            slot.expect(part, sums, partial(slot.fill, part * size, size, partial(self._all, chunk)))
+
+    def _all(self, chunk: int, out: np.ndarray) -> tuple[int, int]:
+        """Read a chunk; returns all of its rows."""
+        self._chunk(chunk, out)
+        return 0, len(out)
 
     def _whole(self, span: _Span, chunk: int, out: np.ndarray) -> tuple[int, int]:
         """Read a chunk; returns which of its rows are in the span."""

@@ -5,30 +5,54 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from .upload import Copies, Staging
+from .errors import EngineError
+from .upload import Copies, Staging, Sums
+
+PIECE_BYTES: int | None = None
+"""What is read and copied to a device at a time; None is a whole part."""
 
 
 class _StoppedError(Exception):
     """The consumer has left; unwinds the producer."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unsummed:
+    """A part whose rows must have certain checksums on the device, or else be read `again`."""
+
+    index: int
+    sums: tuple[int, int]
+    again: Callable[[], None]
+
+
 class Slot:
     """One buffer: `rows` [n, d], the tensor that batches are views of.
 
-    Several threads fill different parts of it at once with `fill`. On a device the rows pass through staging
-    buffers, and each part is on its way as soon as it is there.
+    Several threads fill different parts of it at once, with `fill` or `pieces`. On a device the rows pass through
+    staging buffers, and each part is on its way as soon as it is there.
     """
 
     def __init__(
-        self, shape: tuple[int, int], dtype: np.dtype, device: Copies | None, staging: Staging
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        part_rows: int,
+        device: Copies | None,
+        parts: Staging,
+        pieces: Staging,
     ) -> None:
-        """Allocate."""
-        self._device, self._staging = device, staging
+        """Allocate; staging buffers hold `part_rows` rows, or those of a piece."""
+        self._device, self._part_rows = device, part_rows
+        self._parts, self._pieces = parts, pieces
+        self._unsummed: list[_Unsummed] = []
+        self._sums: Sums | None = None
         if device is None:
             from modegap.stores import aligned_empty
 
@@ -36,7 +60,18 @@ class Slot:
             self.rows = torch.from_numpy(self._host)
         else:
             self.rows = device.empty(shape, torch_dtype(dtype))
+            self._views: dict[tuple[int, int], torch.Tensor] = {}
             self._lane = device.lane()
+
+    @property
+    def staged(self) -> bool:
+        """Whether the rows are on a device, so that `pieces` can fill them."""
+        return self._device is not None
+
+    @property
+    def summed(self) -> bool:
+        """Whether the device sums rows, so that `expect` can be told what they must be."""
+        return self._device is not None and self._device.sums
 
     def fill(self, at: int, count: int, read: Callable[[np.ndarray], tuple[int, int]]) -> None:
         """Fill rows from row `at` on: `read` puts up to `count` rows into an array and says which are wanted.
@@ -46,19 +81,87 @@ class Slot:
         if self._device is None:
             read(self._host[at : at + count])
             return
-        buffer = self._staging.take()
+        buffer = self._parts.take()
         copied = None
         try:
-            first, last = read(buffer.numpy()[:count])
+            first, last = read(buffer.array[:count])
             if last > first:
-                copied = self._device.copy(self._lane, self.rows[at + first : at + last], buffer[first:last])
+                target = self.rows[at + first : at + last]
+                copied = self._device.copy(self._lane, target, buffer.rows[first:last])
         finally:
-            self._staging.give_back(buffer, copied)
+            self._parts.give_back(buffer, copied)
+
+    def pieces(self, at: int, count: int) -> Generator[np.ndarray, None, None]:
+        """Arrays to fill with rows `at` to `at + count`, one after another, of a slot on a device.
+
+        Each is on its way when the next is asked for, so that small ones are still in the cache.
+        """
+        device, stop = self._device, at + count
+        assert device is not None, "a slot on the host is filled in one piece"
+        while at < stop:
+            buffer = self._pieces.take()
+            copied = None
+            try:
+                piece = buffer.array[: stop - at]
+                yield piece
+                whole = len(piece) == len(buffer.array)
+                source = buffer.rows if whole else buffer.rows[: len(piece)]
+                copied = device.copy(self._lane, self._view(at, len(piece)), source)
+                at += len(piece)
+            finally:
+                self._pieces.give_back(buffer, copied)
+
+    def _view(self, at: int, count: int) -> torch.Tensor:
+        """Some rows, made once: to make a view of a tensor hands over the interpreter's lock."""
+        view = self._views.get((at, count))
+        if view is None:
+            view = self._views[at, count] = self.rows[at : at + count]
+        return view
+
+    def expect(self, part: int, sums: tuple[int, int], again: Callable[[], None]) -> None:
+        """The CRC-32C of a part's rows must be both `sums` on the device before the consumer gets them.
+
+        `again` fills it from what has been checked on the host, or raises what is wrong with it.
+        """
+        self._unsummed.append(_Unsummed(part, sums, again))
+
+    def filled(self) -> None:
+        """All parts have been filled: let the device sum those that are expected to have certain sums."""
+        if self._unsummed:
+            assert self._device is not None
+            count = max(part.index for part in self._unsummed) + 1
+            blocks = self.rows[: count * self._part_rows].view(count, -1)
+            self._sums = self._device.crc32c(self._lane, blocks)
 
     def receive(self) -> None:
-        """Let the consumer's work wait for the copies; all parts have been filled."""
-        if self._device is not None:
-            self._device.follow(self._lane, self.rows)
+        """Let the consumer's work wait for the copies; all parts have been filled.
+
+        Raises:
+            EngineError: rows that are intact on the host arrive on the device as others, twice.
+        """
+        if self._device is None:
+            return
+        if wrong := self._wrong():
+            # not in the consumer's thread, whose current GPU and stream are its own
+            with ThreadPoolExecutor(1, thread_name_prefix="modegap-read") as reader:
+                for part in wrong:
+                    reader.submit(part.again).result()
+                self._unsummed = wrong
+                reader.submit(self.filled).result()
+            if self._wrong():
+                raise EngineError(
+                    "rows of a store change on their way to the GPU: their checksums are right on the host and, "
+                    "twice in a row, wrong on the device; see `nvidia-smi -q -d ECC` and the system's log"
+                )
+        self._device.follow(self._lane, self.rows)
+
+    def _wrong(self) -> list[_Unsummed]:
+        """The parts whose sums are not what they must be; waits for them."""
+        if self._sums is None:
+            return []
+        found, expected = self._sums.result(), self._unsummed
+        self._sums, self._unsummed = None, []
+        return [part for part in expected if any(found[part.index] != wanted for wanted in part.sums)]
 
     def release(self) -> None:
         """Let the next copies wait for the consumer's work."""
@@ -91,13 +194,16 @@ class Slots:
     ) -> None:
         """`count` buffers of `shape`, filled by `readers` threads, allocated when they are first needed.
 
-        With a device there are `readers` + 3 pinned buffers of `part_rows` rows: one a thread, and those
-        being copied.
+        With a device there are pinned buffers, one a thread and those being copied: `readers` + 3 of
+        `part_rows` rows, and two a reader for pieces of a part where `PIECE_BYTES` asks for them.
         """
         self.readers = readers
-        part = (part_rows or shape[0], shape[1])
-        staging = Staging(readers + 3, lambda: _pinned(device, part, dtype))
-        self._make: Callable[[], Slot] = lambda: Slot(shape, dtype, device, staging)
+        rows, width = part_rows or shape[0], shape[1]
+        piece = rows if PIECE_BYTES is None else min(max(PIECE_BYTES // (width * dtype.itemsize), 1), rows)
+        parts = pieces = Staging(readers + 3, lambda: _pinned(device, (rows, width), dtype))
+        if piece < rows:
+            pieces = Staging(2 * readers, lambda: _pinned(device, (piece, width), dtype))
+        self._make: Callable[[], Slot] = lambda: Slot(shape, dtype, rows, device, parts, pieces)
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._made: list[Slot] = []
         self._count = count
@@ -171,8 +277,14 @@ class _Job(Generic[H]):
             self.error = error
         with self._lock:
             self._left -= 1
-            if not self._left:
-                self._filled.release()
+            last = not self._left
+        if last:
+            try:
+                if self.error is None and not skip:
+                    self.item.slot.filled()
+            except BaseException as error:
+                self.error = error
+            self._filled.release()
 
     def wait(self) -> None:
         """Return when all parts are filled, or raise what went wrong."""

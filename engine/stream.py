@@ -61,8 +61,10 @@ def stream(
     early). `batch.x` is a view of one of `prefetch` + 1 page-aligned buffers that are reused: copy what must
     outlive the next step.
 
-    On a CUDA device the buffers are there. Each thread reads into one of `readers` + 3 pinned chunks, from
-    where the rows are copied on a stream of their own, so that reading, copying and computing overlap.
+    On a CUDA device the buffers are there. Threads read into pinned memory, from where the rows are copied on a
+    stream of their own, so that reading, copying and computing overlap. Whole chunks of local, uncompressed
+    stores are verified by the GPU (compute capability 8.0, Triton) before a batch of them is handed over; others,
+    and chunks of which only some rows are selected, by the host.
 
     Args:
         store: the store.
@@ -84,6 +86,7 @@ def stream(
     Raises:
         ValueError: bad arguments.
         StoreError: at the call, for unknown points; while iterating, for damaged or missing chunks.
+        EngineError: while iterating, where intact rows arrive on the GPU as others, twice in a row.
     """
     rows, kind = rows_of(store, point, kind)
     stop = rows.n_valid_rows if stop is None else stop

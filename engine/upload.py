@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+
+from modegap.kernels import crc32c
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 
@@ -22,8 +26,21 @@ class Done(Protocol):
         """Return when the device has come as far."""
 
 
+class Sums(Protocol):
+    """Checksums that a device computes."""
+
+    def result(self) -> list[int]:
+        """Wait for them."""
+
+
 class Copies(Protocol):
-    """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream."""
+    """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream.
+
+    Attributes:
+        sums: whether the device computes checksums.
+    """
+
+    sums: bool
 
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that the device can copy from by itself."""
@@ -36,6 +53,9 @@ class Copies(Protocol):
 
     def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
         """Start a copy after the lane's earlier ones, and return its end."""
+
+    def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
+        """Start to sum each of the blocks [n, m], after the lane's copies."""
 
     def mark(self) -> Done:
         """Where the work is that the calling thread has given to the device."""
@@ -54,8 +74,10 @@ class CudaCopies:
     """`Copies` on an NVIDIA GPU: a lane is a stream."""
 
     def __init__(self, device: torch.device) -> None:
-        """Copies to `device`."""
+        """Copies to `device`, where Triton's kernels sum them if it is there and serves this GPU."""
         self._device = device
+        new = torch.cuda.get_device_capability(device) >= (8, 0)
+        self.sums = new and importlib.util.find_spec("triton") is not None
 
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked memory; torch keeps what is freed for the next stream."""
@@ -80,6 +102,11 @@ class CudaCopies:
         done.record(lane)
         return cast("Done", done)
 
+    def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
+        """Kernel and copy to the host on the stream."""
+        with _cuda.stream(lane):
+            return _CudaSums(crc32c(blocks).view(torch.int32), lane)
+
     def mark(self) -> Done:
         """An event on the current stream."""
         point: Done = _cuda.current_stream(self._device).record_event()
@@ -100,6 +127,31 @@ class CudaCopies:
         lane.synchronize()
 
 
+class _CudaSums:
+    def __init__(self, sums: torch.Tensor, lane: Any) -> None:
+        self._host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        self._host.copy_(sums, non_blocking=True)
+        self._done: Any = _cuda.Event(blocking=True)
+        self._done.record(lane)
+
+    def result(self) -> list[int]:
+        self._done.synchronize()
+        found: list[int] = self._host.numpy().view(np.uint32).tolist()
+        return found
+
+
+class Staged:
+    """A host buffer as a tensor and as an array of the same memory.
+
+    To make a view of a tensor hands over the interpreter's lock; to make one of an array does not.
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        """Both views, once."""
+        self.rows = rows
+        self.array: np.ndarray = rows.numpy()
+
+
 class Staging:
     """Host buffers on the way to a device, reused as soon as their copy has ended; safe from several threads."""
 
@@ -108,9 +160,9 @@ class Staging:
         self._make = make
         self._unmade = count
         self._lock = threading.Lock()
-        self._free: queue.SimpleQueue[tuple[torch.Tensor, Done | None]] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[tuple[Staged, Done | None]] = queue.SimpleQueue()
 
-    def take(self) -> torch.Tensor:
+    def take(self) -> Staged:
         """A buffer that may be overwritten; waits until there is one, and for its last copy.
 
         Whoever holds one gives it back without waiting for another, so that this always ends.
@@ -122,13 +174,13 @@ class Staging:
                 make = self._unmade > 0
                 self._unmade -= make
             if make:
-                return self._make()
+                return Staged(self._make())
             buffer, copied = self._free.get()
         # To ask costs nothing; to wait hands over the interpreter's lock, which costs 75 us among 12 readers.
         if copied is not None and not copied.query():
             copied.synchronize()
         return buffer
 
-    def give_back(self, buffer: torch.Tensor, copied: Done | None) -> None:
+    def give_back(self, buffer: Staged, copied: Done | None) -> None:
         """Return a buffer; `copied` is the end of the copy from it, None where there is none."""
         self._free.put((buffer, copied))

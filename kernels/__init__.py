@@ -9,6 +9,7 @@ from __future__ import annotations
 from .ablate import ablate
 from .absmax import absmax
 from .covariance import covariance_update, mirror_lower
+from .crc32c import crc32c
 from .cross import cross_update
 from .dispatch import KernelPath, Mode, last_path, paths, register
 from .eigh import eigh
@@ -31,6 +32,7 @@ __all__ = [
     "absmax",
     "by_rows",
     "covariance_update",
+    "crc32c",
     "cross_update",
     "eigh",
     "exact_up_to",

@@ -7,7 +7,8 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from .zarrjson import BLOSC, ArraySpec
 _MISSING = 2**64 - 1
 _ENTRY = 16
 _BLOSC_OVERHEAD = 16
+T = TypeVar("T")
 
 
 class Encoded:
@@ -113,8 +115,7 @@ def read_block(
         found = rows(handle)
         if isinstance(found, str):
             return found
-        inner = () if record is None else record.inner
-        recorded = inner[block % spec.parts] if inner else record.crc32c if record is not None else found
+        recorded = found if record is None else recorded_sum(spec, block, record)
         return None if found == recorded else "its content does not match the checksum of its commit record"
 
     def rows(handle: Handle) -> int | str:
@@ -133,14 +134,19 @@ def read_block(
     return wrong
 
 
-def _said(file: Place | str, read: Callable[[Handle], str | None]) -> str | None:
+def recorded_sum(spec: ArraySpec, block: int, record: CommitRecord) -> int:
+    """Return the checksum of a block's rows according to the commit record of its file."""
+    return record.inner[block % spec.parts] if record.inner else record.crc32c
+
+
+def _said(file: Place | str, read: Callable[[Handle], T], *, checked: bool = True) -> T | str:
     """Return what `read` says of an open file, or why it cannot be read.
 
     Raises:
         StoreError: it may not be read, or the server does not answer: that is no damage.
     """
     try:
-        with opened(file) as handle:
+        with opened(file, checked=checked) as handle:
             return read(handle)
     except (FileNotFoundError, NotADirectoryError):
         return "its file is missing"
@@ -248,6 +254,34 @@ def read_part(
         return None if filled else "its file ends early"
 
     return _said(file, read)
+
+
+def read_pieces(
+    file: str, spec: ArraySpec, block: int, pieces: Iterable[memoryview], indexes: ShardIndexes | None = None
+) -> int | None:
+    """Fill `pieces`, one after the other, with an uncompressed block's rows, without checking them.
+
+    A piece has been filled when the next is asked for. Returns the checksum stored behind the rows, or None
+    where the file is not all there, does not have its size, or has no such block.
+    """
+
+    def read(handle: Handle) -> int | None:
+        place = _place(handle, spec, block, handle.size() if spec.inner_rows else 0, indexes)
+        if isinstance(place, str) or (spec.inner_rows and place[1] != spec.block_bytes + TRAILER):
+            return None
+        at, end = place[0], place[0] + spec.block_bytes
+        for piece in pieces:
+            if not handle.fill_unchecked(piece, at):
+                return None
+            at += len(piece)
+        behind = handle.read_range(end, TRAILER + 1)
+        if at != end or len(behind) < TRAILER or not (spec.inner_rows or len(behind) == TRAILER):
+            return None
+        return int.from_bytes(behind[:TRAILER], "little")
+
+    # A pipe cannot be read at an offset, and what is no file ends in None in other ways: one call less.
+    found = _said(file, read, checked=spec.inner_rows > 0)
+    return None if isinstance(found, str) else found
 
 
 class _Codec:

@@ -56,7 +56,10 @@ class _Local:
         return filled[0]
 
     def fill_unchecked(self, content: memoryview, offset: int) -> bool:
-        return os.preadv(self._descriptor, [content], offset) == len(content)
+        tail = bytearray(_AFTER)
+        got = os.preadv(self._descriptor, [content, tail], offset) - len(content)
+        self._after = offset + len(content), bytes(tail[: max(got, 0)])
+        return got >= 0
 
 
 class _Remote:
@@ -86,8 +89,10 @@ class _Remote:
 
 
 @contextmanager
-def opened(file: Place | str) -> Iterator[Handle]:
+def opened(file: Place | str, *, checked: bool = True) -> Iterator[Handle]:
     """Yield an open file.
+
+    `checked=False` leaves it to the reading to fail where it is a pipe or a folder; nobody may believe a size then.
 
     Raises:
         OSError: there is none, or it cannot be opened.
@@ -98,7 +103,7 @@ def opened(file: Place | str) -> Iterator[Handle]:
     # A pipe in a store from elsewhere must not make its reader wait for ever.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if checked and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not an ordinary file")
         yield _Local(descriptor)
     finally:

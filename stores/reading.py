@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from .ahead import ReadAhead
 from .buffers import aligned_empty, bytes_of
-from .chunkfiles import read_block, read_part
+from .chunkfiles import read_block, read_part, read_pieces, recorded_sum
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
 from .layout import StoredArray, check_there
@@ -127,6 +127,22 @@ class ChunkedArray:
         else:
             self.record(block)
             self._load_part(block, 0, out)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a block's bytes in its file are those of its rows, and the file is local."""
+        return self._prefix is not None and not self.spec.compressed
+
+    def load_pieces(self, block: int, pieces: Iterable[np.ndarray]) -> tuple[int, int] | None:
+        """Fill `pieces` with a block's rows and return what `RowArray.chunk_in_pieces` does.
+
+        Raises:
+            NotCommittedError: the block is not committed.
+        """
+        record, file = self.record(block), self._file(block // self.spec.parts)
+        assert isinstance(file, str), "remote arrays are not plain"
+        stored = read_pieces(file, self.spec, block, map(bytes_of, pieces), self._indexes)
+        return None if stored is None else (stored, recorded_sum(self.spec, block, record))
 
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:
         """Fill `out` with stored values times their chunk's scale; the caller has checked the range."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -89,13 +89,9 @@ class RowArray:
             NotCommittedError: the chunk, or the sample of its first row, is not completely stored.
             DamagedChunkError: the chunk fails its checksum.
         """
-        self._check_chunk(chunk)
+        start, stop = self._complete_rows(chunk)
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        start, stop = self._chunks.spec.rows_of_block(chunk)
-        stop = self._ranges.first_incomplete(start, stop)
-        if stop == start:
-            self._chunks.check_range(start, start + 1)
         need = (self.chunk_rows, self.shape[1])
         if out is None:
             out = aligned_empty(need, self.dtype)
@@ -111,6 +107,40 @@ class RowArray:
         else:
             self._chunks.load_unchecked(chunk, out[: self.chunk_rows])
         return start, out[: stop - start], self._chunks.record(chunk).scale
+
+    @property
+    def plain(self) -> bool:
+        """Whether `chunk_in_pieces` can read the chunks: they are in local files, and not compressed."""
+        return self._chunks.plain
+
+    def chunk_in_pieces(self, chunk: int, pieces: Iterable[np.ndarray]) -> tuple[int, int] | None:
+        """Fill `pieces` with a chunk's stored values, padding included, without summing them.
+
+        For a caller who can sum them elsewhere, and who takes on what `chunk` does otherwise: the values are
+        intact if the CRC-32C of their bytes is both numbers that are returned, the one stored behind them and
+        that of the commit record. Where it is not, or where None is returned because the file is gone, cut
+        short or too long, `chunk` says what is wrong.
+
+        Args:
+            chunk: one of a `plain` array.
+            pieces: C-contiguous arrays of the stored dtype that make [chunk_rows, d] together; each has been
+                filled when the next one is asked for.
+
+        Raises:
+            ValueError: no such chunk.
+            NotCommittedError: as `chunk`.
+        """
+        self._complete_rows(chunk)
+        return self._chunks.load_pieces(chunk, pieces)
+
+    def _complete_rows(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk and the one after its last of a complete sample."""
+        self._check_chunk(chunk)
+        start, stop = self._chunks.spec.rows_of_block(chunk)
+        stop = self._ranges.first_incomplete(start, stop)
+        if stop == start:
+            self._chunks.check_range(start, start + 1)
+        return start, stop
 
     def chunks(self, *, threads: int | None = None) -> Iterator[tuple[int, np.ndarray, float]]:
         """Yield what `chunk` returns for each chunk as far as rows are complete, read ahead of the caller.

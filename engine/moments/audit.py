@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .blocks import placed
 from .shifted import finish, move_lower
 
 
@@ -28,8 +29,8 @@ class Audit:
         if not len(self.total):
             k = moved.shape[1]
             self.gram, self.total = moved.new_zeros((k, k)), moved.new_zeros(k)
-        self.gram = self.gram.to(moved.device) + moved.T @ moved
-        self.total = self.total.to(moved.device) + moved.sum(0)
+        self.gram = placed(self.gram, moved.device) + moved.T @ moved
+        self.total = placed(self.total, moved.device) + moved.sum(0)
 
     def merge(self, other: Audit, count: int, delta: torch.Tensor | None) -> None:
         """Add another audit of `count` rows whose constant is this one's plus delta [k]."""

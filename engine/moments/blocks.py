@@ -11,6 +11,14 @@ import torch
 from modegap.kernels import one_thread
 
 
+def placed(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x` on `device`: itself, with no call into torch, where it is there already.
+
+    Each such call hands over the interpreter's lock, which the threads that read a store want too.
+    """
+    return x if x.device == device else x.to(device)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Consecutive rows as stored.
@@ -19,11 +27,13 @@ class Block:
         x: [n, d] stored values.
         runs: (rows, scale) of the consecutive pieces that x is made of.
         codes: a number for each row, or None.
+        peak: largest magnitude of each channel of x [d], where it is known.
     """
 
     x: torch.Tensor
     runs: tuple[tuple[int, float], ...]
     codes: torch.Tensor | None
+    peak: torch.Tensor | None = None
 
     def parts(self) -> Iterator[tuple[slice, float]]:
         """(rows, scale) of each run."""
@@ -63,8 +73,17 @@ class BlockBuffer:
         """Rows held."""
         return self._held
 
-    def push(self, x: torch.Tensor, scale: float, codes: torch.Tensor | None = None) -> Iterator[Block]:
-        """Take rows of one scale; use each block before asking for the next, its memory is reused."""
+    def push(
+        self,
+        x: torch.Tensor,
+        scale: float,
+        codes: torch.Tensor | None = None,
+        peak: torch.Tensor | None = None,
+    ) -> Iterator[Block]:
+        """Take rows of one scale; use each block before asking for the next, its memory is reused.
+
+        `peak` [d], the largest magnitudes of x if they are known, goes with a block that is all of x.
+        """
         if self._x is not None and self._x.device != x.device:
             self._x = self._x.to(x.device)  # a state saved on one device goes on on another
         at, n = 0, len(x)
@@ -73,7 +92,7 @@ class BlockBuffer:
             part, tags = x[at : at + take], None if codes is None else codes[at : at + take]
             at += take
             if take == self.rows:
-                yield Block(part, ((take, scale),), tags)
+                yield Block(part, ((take, scale),), tags, peak if take == n else None)
                 continue
             self._keep(part, scale, tags)
             if self._held == self.rows:

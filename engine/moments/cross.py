@@ -70,8 +70,8 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             side.note(part, peak)
         if self._rows is None:
             self._rows = (self._buffer(batch.x.x.device), self._buffer(batch.x.x.device))
-        left = self._rows[0].push(batch.x.x, batch.x.scale)
-        right = self._rows[1].push(batch.y.x, batch.y.scale)
+        left = self._rows[0].push(batch.x.x, batch.x.scale, None, peaks[0].channels)
+        right = self._rows[1].push(batch.y.x, batch.y.scale, None, peaks[1].channels)
         for x, y in zip(left, right, strict=True):
             self._absorb(x, y)
 

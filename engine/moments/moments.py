@@ -13,7 +13,7 @@ from modegap.kernels import Mode, covariance_update, one_thread
 
 from .audit import Audit, audit_error, audited
 from .base import BlockReduction, accumulates, too_few
-from .blocks import Block, BlockBuffer
+from .blocks import Block, BlockBuffer, placed
 from .result import MomentsResult
 from .shifted import finish, move_lower
 from .side import Side
@@ -101,13 +101,15 @@ class Moments(BlockReduction[MomentsResult]):
 
     def _take(self, batch: ActivationBatch, codes: torch.Tensor | None) -> None:
         self._open()
-        self._side.admit(batch)
-        self._push(batch.x, batch.scale, codes)
+        peak = self._side.admit(batch)
+        self._push(batch.x, batch.scale, codes, peak.channels)
 
-    def _push(self, x: torch.Tensor, scale: float, codes: torch.Tensor | None) -> None:
+    def _push(
+        self, x: torch.Tensor, scale: float, codes: torch.Tensor | None, peak: torch.Tensor | None = None
+    ) -> None:
         if self._rows is None:
             self._rows = self._buffer(x.device)
-        for block in self._rows.push(x, scale, codes):
+        for block in self._rows.push(x, scale, codes, peak):
             self._absorb(block)
 
     def _absorb(self, block: Block) -> torch.Tensor:
@@ -117,7 +119,7 @@ class Moments(BlockReduction[MomentsResult]):
         self._note(path)
         if len(self._index):
             assert self._side.shift is not None
-            index = self._index = self._index.to(rows.device)
+            index = self._index = placed(self._index, rows.device)
             with one_thread():
                 self._audit.add(block.columns(index), self._side.shift[index])
         return rows
@@ -125,7 +127,7 @@ class Moments(BlockReduction[MomentsResult]):
     def _allocate(self, width: int, device: torch.device) -> None:
         if len(self._gram) != width:
             self._gram = torch.zeros((width, width), dtype=torch.float64, device=device)
-        self._gram = self._gram.to(device)
+        self._gram = placed(self._gram, device)
         if not len(self._index):
             self._index = audited(width, self.audit_columns, self.seed)
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.errors import ValuesError
 from modegap.kernels import Mode, Workspace, absmax, exact_up_to, one_thread, shift_of, stage, stage_and_sum
 
-from .blocks import Block
+from .blocks import Block, placed
 
 FP16_MAX = 65504.0
 _PILOT_ROWS = 4096
 _SUM_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Peak:
+    """Magnitudes of a batch as stored: those of its channels [d], and the largest (for which the GPU was waited)."""
+
+    channels: torch.Tensor
+    largest: float
 
 
 class Side:
@@ -45,12 +55,14 @@ class Side:
         """Channels; 0 before the first row."""
         return len(self.absmax)
 
-    def admit(self, batch: ActivationBatch) -> None:
+    def admit(self, batch: ActivationBatch) -> Peak:
         """`look` and `note`: nothing has changed when this raises."""
-        self.note(batch, self.look(batch))
+        peak = self.look(batch)
+        self.note(batch, peak)
+        return peak
 
-    def look(self, batch: ActivationBatch) -> torch.Tensor:
-        """Check a batch and return its magnitudes [d] as stored; changes nothing.
+    def look(self, batch: ActivationBatch) -> Peak:
+        """Check a batch and return its magnitudes; changes nothing.
 
         Raises:
             ValueError: point, width, dtype or device differ from earlier batches.
@@ -68,18 +80,16 @@ class Side:
         largest = float(peak.amax()) if len(peak) else 0.0
         if not largest < float("inf"):
             raise ValuesError(_not_finite(batch))
-        return peak
+        return Peak(peak, largest)
 
-    def note(self, batch: ActivationBatch, peak: torch.Tensor) -> None:
+    def note(self, batch: ActivationBatch, peak: Peak) -> None:
         """Take the magnitudes of a batch that passed `look`."""
         x = batch.x
-        largest = float(peak.amax()) if len(peak) else 0.0
         self.point, self.dtype = batch.point, x.dtype
-        if self.width:
-            self.absmax = torch.maximum(self.absmax.to(x.device), peak * batch.scale)
-        else:
-            self.absmax = peak * batch.scale
-        if largest * batch.scale > FP16_MAX:
+        channels = peak.channels if batch.scale == 1.0 else peak.channels * batch.scale
+        known = self.width > 0
+        self.absmax = torch.maximum(placed(self.absmax, x.device), channels) if known else channels
+        if peak.largest * batch.scale > FP16_MAX:
             self.overflow += int((x.abs() > FP16_MAX / batch.scale).sum())
 
     def stage(self, block: Block, workspace: Workspace, name: str) -> torch.Tensor:
@@ -93,7 +103,7 @@ class Side:
         shift = self.settle(block)
         if not len(self.total):
             self.total = torch.zeros(d, dtype=torch.float64, device=device)
-        self.total = self.total.to(device)
+        self.total = placed(self.total, device)
         dtype = self._staged_dtype(block)
         if dtype is torch.float16 and self._outlying(block):
             dtype = torch.float32
@@ -113,7 +123,7 @@ class Side:
         """The shift, on the block's device; chosen from the block where there is none yet."""
         if self.shift is None:
             self.shift = self._pilot(block)
-        self.shift = self.shift.to(block.x.device)
+        self.shift = placed(self.shift, block.x.device)
         return self.shift
 
     def _sum(self, rows: torch.Tensor) -> None:
@@ -142,8 +152,9 @@ class Side:
         assert self.shift is not None
         if self._limit is None:
             self._limit = exact_up_to(self.shift)
-        limit = self._limit = self._limit.to(block.x.device)
-        return bool((absmax(block.x) > limit).any())
+        limit = self._limit = placed(self._limit, block.x.device)
+        peak = absmax(block.x) if block.peak is None else block.peak
+        return bool((peak > limit).any())
 
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]

@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..ablate import triton as ablate
+from ..crc32c import triton as checksum
 from ..ghost_norms import triton as ghost
 from ..projection_energy import triton as energy
 from ..rotary import triton as rotary
@@ -73,10 +74,20 @@ def specs(cc: int) -> Iterator[Spec]:
     staged |= {**dict.fromkeys(("n", "d", "stride_x", "stride_out"), count), "scale": "fp32"}
     yield _spec("stage", stage.stage_kernel, staged, {"REPORT": False}, _newest(stage.CONFIGS, cc))
     yield _spec("stage and sum", stage.stage_kernel, staged, {"REPORT": True}, _newest(stage.SUMMING, cc))
+    yield from _checksum_specs(cc)
     yield from _energy_specs(cc)
     yield from _ablate_specs(cc)
     yield from _ghost_specs(cc)
     yield from _layer_specs(cc)
+
+
+def _checksum_specs(cc: int) -> Iterator[Spec]:
+    types = dict.fromkeys(("words", "steps", "shifts", "out"), "*i32")
+    types |= dict.fromkeys(("stride", "lanes", "rows", "pad"), "i32")
+    for padded in (True, False):
+        name = f"checksum {'padded' if padded else 'whole'}"
+        config = _newest(checksum.CONFIGS, cc)
+        yield _spec(name, checksum.crc32c_kernel, types, {"PADDED": padded}, config)
 
 
 def _energy_specs(cc: int) -> Iterator[Spec]:

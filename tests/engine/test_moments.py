@@ -14,6 +14,8 @@ from modegap.engine.batch import ActivationBatch, PairedBatch
 from modegap.engine.certificate import Certificate
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
+from modegap.engine.moments.blocks import Block, BlockBuffer
+from modegap.engine.moments.side import Side
 from modegap.engine.reduction import Reduction
 from modegap.engine.reduction_checks import _thirds, check_reduction, numbers
 
@@ -307,6 +309,26 @@ def test_batch_helpers():
         replace(batch, sample=torch.zeros(3))
     with pytest.raises(ValueError, match=r"expected \[n, d\]"):
         ActivationBatch(torch.zeros(3), 0, "p")
+
+
+def test_magnitudes_go_with_blocks_that_they_are_of():
+    peak = torch.tensor([3.0, 1.0])
+    buffer = BlockBuffer(4)
+    assert [block.peak is peak for block in buffer.push(torch.ones(4, 2), 1.0, None, peak)] == [True]
+    assert [block.peak for block in buffer.push(torch.ones(8, 2), 1.0, None, peak)] == [None, None]
+    assert not list(buffer.push(torch.ones(3, 2), 1.0, None, peak))
+    assert [block.peak for block in buffer.push(torch.ones(4, 2), 1.0, None, peak)] == [None]
+
+
+def test_known_magnitudes_tell_outliers_as_those_taken_again():
+    side = Side("precise")
+    side.shift = torch.tensor([2.0, 0.0])
+    near, far = torch.tensor([[2.5, 9.0]]).half(), torch.tensor([[30_000.0, 9.0]]).half()
+    for x, outlying in ((near, False), (far, True)):
+        runs = ((1, 1.0),)
+        assert side._outlying(Block(x, runs, None)) is outlying
+        assert side._outlying(Block(x, runs, None, x.abs().amax(0).float())) is outlying
+        assert side._outlying(Block(x, runs, None, far[0].float())) is True
 
 
 def test_memory_is_flat_over_many_batches():

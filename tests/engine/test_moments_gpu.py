@@ -24,7 +24,7 @@ class Rows:
     """A RowArray in memory: the GPU machine needs no store to test the stream."""
 
     dtype, chunk_rows, n_valid_rows = np.dtype(np.float16), CHUNK, ROWS
-    shape, n_chunks = (ROWS, WIDTH), -(-ROWS // CHUNK)
+    shape, n_chunks, plain = (ROWS, WIDTH), -(-ROWS // CHUNK), False
 
     def __init__(self, x):
         self.x = x

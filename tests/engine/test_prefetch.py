@@ -215,7 +215,7 @@ def test_staging_buffers_are_shared_fairly():
     def work():
         for _ in range(50):
             buffer = staging.take()
-            taken.append(buffer.data_ptr())
+            taken.append(buffer.rows.data_ptr())
             staging.give_back(buffer, None)
 
     workers = [threading.Thread(target=work) for _ in range(5)]

@@ -452,6 +452,26 @@ def test_nothing_is_allocated_beyond_results_and_stated_workspace() -> None:
     assert added(lambda: absmax(x)) <= 3 * 4 * d + slack
 
 
+def test_checksums_are_those_of_the_oracle() -> None:
+    from modegap.kernels import crc32c
+    from modegap.kernels.crc32c.reference import crc32c as oracle
+
+    x = torch.randint(-(2**31), 2**31, (9, 4 << 20), device="cuda").to(torch.int32)
+    for blocks in (x, x[:1], x[::3, :1_000_003], x[:, :1], x[:2, 1:130], torch.zeros_like(x[:2])):
+        assert crc32c(blocks).cpu().tolist() == oracle(blocks).cpu().tolist()
+        assert last_path("crc32c").name == "triton"
+    clean = crc32c(x[:1]).cpu().tolist()
+    for word in (0, 1, 127, 128, 8191, 8192, (4 << 20) - 8193, (4 << 20) - 1):
+        x[0, word] ^= 1 << (word % 31)
+        dirty = crc32c(x[:1]).cpu().tolist()
+        assert dirty != clean
+        assert dirty == oracle(x[:1]).cpu().tolist()
+        x[0, word] ^= 1 << (word % 31)
+    odd = x[:, :5].half()
+    assert crc32c(odd[:, :3]).cpu().tolist() == oracle(odd[:, :3]).cpu().tolist()
+    assert last_path("crc32c").name == "reference"
+
+
 def test_checks_of_values_wait_for_the_gpu_once() -> None:
     mask = torch.ones(4, 100, dtype=torch.bool, device="cuda")
     x = torch.randn(4, 100, 64, device="cuda").half()

@@ -289,6 +289,55 @@ def ghost_norms():
     assert ways == {True, False}
 
 
+def checksums_agree(blocks):
+    from modegap.kernels.crc32c.triton import crc32c
+    from modegap.stores.checksum import crc32c as on_the_host
+
+    want = [on_the_host(block.contiguous().numpy().tobytes()) for block in blocks]
+    assert crc32c(blocks).tolist() == want, tuple(blocks.shape)
+
+
+@case
+def checksum_of_any_number_of_words():
+    """A word; rows of lanes that are full, one more, one less; two turns of the loop."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for words in (1, 4096, 4097, 8191, 3 * 4096):
+        blocks = torch.randint(-(2**31), 2**31, (1, words), generator=generator).to(torch.int32)
+        checksums_agree(blocks)
+    checksums_agree(torch.zeros(1, 4100, dtype=torch.int32))
+    checksums_agree(blocks[:, :6].half())
+
+
+@case
+def checksum_of_more_lanes():
+    """512 lanes of 32 words, and 256 of 64 with three zeros in front: groups of 128 that meet in the sum."""
+    import torch
+
+    from modegap.kernels.crc32c import triton as kernel
+
+    usual, kernel.WORDS = kernel.WORDS, 32
+    blocks = torch.randint(-(2**31), 2**31, (2, 512 * 32), generator=torch.Generator().manual_seed(1))
+    checksums_agree(blocks[:1].to(torch.int32))
+    checksums_agree(blocks[:, 3:].to(torch.int32))
+    kernel.WORDS = usual
+
+
+@case
+def checksum_of_one_flipped_bit():
+    """In the first and last word, at both ends of a row of lanes, in the loop and in what is left of it."""
+    import torch
+
+    words = 2 * 4096 + 7
+    clean = torch.randint(-(2**31), 2**31, (words,), generator=torch.Generator().manual_seed(2))
+    at = (0, 6, 7, 134, 4102, 4103, words - 4096, words - 129, words - 1)
+    blocks = clean.to(torch.int32).repeat(len(at), 1)
+    for row, word in enumerate(at):
+        blocks[row, word] ^= 1 << (row * 7 % 31)
+    checksums_agree(blocks)
+
+
 def of_layers(*shape, seed, dtype):
     """Values over three decades, a few of them far out."""
     import torch

@@ -167,8 +167,9 @@ def test_default_workers_leave_a_core() -> None:
     assert 0 <= default_workers() <= min(8, len(os.sched_getaffinity(0)) - 1)
 
 
+# A shell lets its background jobs ignore SIGINT, and they hand that on to what they start.
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from modegap.engine.datasets import dataset, decoded, transfer
 
@@ -181,6 +182,7 @@ def main():
             time.sleep(0.01)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

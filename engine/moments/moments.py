@@ -9,6 +9,7 @@ import torch
 
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.certificate import Certificate, path_facts
+from modegap.engine.errors import ValuesError
 from modegap.kernels import Mode, covariance_update, one_thread
 
 from .audit import Audit, audit_error, audited
@@ -165,6 +166,7 @@ class Moments(BlockReduction[MomentsResult]):
 
         Raises:
             EngineError: fewer than two rows, or finalized before.
+            ValuesError: the squares of the values overflow this mode's arithmetic.
         """
         return MomentsResult(**self._finish())
 
@@ -179,6 +181,8 @@ class Moments(BlockReduction[MomentsResult]):
             raise too_few(side.point, side.count)
         self._spend()
         covariance = finish(self._gram, side.total, side.count)
+        if not bool(covariance.diagonal().isfinite().all()):
+            raise ValuesError(_overflowing(side, self.mode))
         index = self._index.to(covariance.device)
         exact = self._audit.covariance(side.count) if len(index) else torch.empty((0, 0), dtype=torch.float64)
         spread = exact.diagonal()
@@ -231,3 +235,11 @@ class Moments(BlockReduction[MomentsResult]):
         if len(state["rows"]["x"]):
             self._rows = self._buffer(state["rows"]["x"].device)
             self._rows.load_state_dict(state["rows"], state["rows"]["x"].device)
+
+
+def _overflowing(side: Side, mode: Mode) -> str:
+    remedy = "leave out the samples that hold them (samples=...)"
+    if mode != "exact":
+        remedy = f"take mode='exact' (`modegap cov --mode exact`), or {remedy}"
+    largest = float(side.absmax.max())
+    return f"{side.point or 'the rows'}: values up to {largest:.3g}, whose squares overflow in mode {mode}; {remedy}"

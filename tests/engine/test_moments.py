@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modegap.engine.batch import ActivationBatch, PairedBatch
 from modegap.engine.certificate import Certificate
-from modegap.engine.errors import EngineError
+from modegap.engine.errors import EngineError, ValuesError
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
 from modegap.engine.moments.blocks import Block, BlockBuffer
 from modegap.engine.moments.side import Side
@@ -344,3 +344,18 @@ def test_memory_is_flat_over_many_batches():
 
     settled = peak(30)
     assert peak(150) - settled < 16_000  # kB; the rows are 107 MB
+
+
+def test_squares_that_overflow_are_an_error_with_a_remedy() -> None:
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    x[3] = 1e30
+    batch = ActivationBatch(x, 0, "adapter_output")
+    moments = Moments()
+    moments.update(batch)
+    with pytest.raises(
+        ValuesError, match=r"adapter_output: values up to 1e\+30, whose squares.*mode='exact'"
+    ):
+        moments.finalize()
+    exact = Moments(mode="exact")
+    exact.update(batch)
+    torch.testing.assert_close(exact.finalize().covariance, x.double().T.cov(), rtol=1e-9, atol=0)

@@ -36,8 +36,8 @@ from .undisturbed import measure
 PACKAGES = ("modegap", "numpy", "zarr", "h5py", "google-crc32c", "awscrt")
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this ran."""
+def machine(commit: str | None) -> dict[str, Any]:
+    """Where and with what this ran; `commit` where git cannot tell."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -51,7 +51,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "checksum": checksum.LIBRARY,
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
     }
 
 
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--write-mib", type=int, default=1024, help="size of the rows that are written")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="longest wait for quiet samples, a part")
+    parser.add_argument("--commit", help="what the checkout is, where git cannot tell")
     parser.add_argument("--memory-of", nargs=2, metavar=("STORE", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -145,7 +146,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         report: dict[str, Any] = {
-            "machine": machine(),
+            "machine": machine(options.commit),
             "mib": options.mib,
             "write_mib": options.write_mib,
             "rounds": options.rounds,

@@ -36,7 +36,10 @@ class Encoded:
     """
 
     def __init__(self, spec: ArraySpec, content: memoryview, sums: Sequence[int]) -> None:
-        """Encode a chunk, or the chunks of a shard, from its rows and the checksum of each block with data."""
+        """Encode a chunk, or the chunks of a shard, from its rows and the checksum of each block with data.
+
+        Rows that are in the file already need not be in `content`: see `parts`.
+        """
         self._spec, self._content, self._sums = spec, content, sums
         self.bytes = 0
         self.inner = tuple(sums) if spec.inner_rows else ()
@@ -44,34 +47,33 @@ class Encoded:
         for found in sums[1:]:
             self.crc32c = combine(self.crc32c, found, spec.block_bytes)
 
-    @property
-    def planned_bytes(self) -> int:
-        """Size that the file will have; 0 where compression decides."""
-        return 0 if self._spec.compressed else _plain_bytes(self._spec, len(self._sums))
-
     def __iter__(self) -> Iterator[memoryview | bytes]:
         """Yield the file in pieces."""
+        return (part for _, part in self.parts())
+
+    def parts(self, written: int = 0) -> Iterator[tuple[int, memoryview | bytes]]:
+        """Yield place and content of every piece of the file but the first `written` bytes of the rows."""
         size = self._spec.block_bytes
         index = np.full(2 * self._spec.parts, _MISSING, "<u8")
         for block, found in enumerate(self._sums):
-            index[2 * block] = self.bytes
-            for piece in self._block(self._content[block * size : (block + 1) * size], found):
-                self.bytes += len(piece)
-                yield piece
-            index[2 * block + 1] = self.bytes - int(index[2 * block])
+            begin = self.bytes
+            content = self._content[block * size : (block + 1) * size]
+            if self._spec.compressed:
+                packed = _blosc(np.dtype(self._spec.dtype)).encode(content)
+                yield begin, packed
+                yield begin + len(packed), trailer(crc32c(packed))
+                self.bytes += len(packed) + TRAILER
+            else:
+                there = min(max(written - block * size, 0), size)
+                if there < size:
+                    yield begin + there, content[there:]
+                yield begin + size, trailer(found)
+                self.bytes += size + TRAILER
+            index[2 * block : 2 * block + 2] = begin, self.bytes - begin
         if self._spec.inner_rows:
             entries = index.tobytes()
-            self.bytes += len(entries) + TRAILER
-            yield entries + trailer(crc32c(entries))
-
-    def _block(self, content: memoryview, found: int) -> Iterator[memoryview | bytes]:
-        if self._spec.compressed:
-            packed = _blosc(np.dtype(self._spec.dtype)).encode(content)
-            yield packed
-            yield trailer(crc32c(packed))
-        else:
-            yield content
-            yield trailer(found)
+            at, self.bytes = self.bytes, self.bytes + len(entries) + TRAILER
+            yield at, entries + trailer(crc32c(entries))
 
 
 def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
@@ -85,6 +87,19 @@ def file_bytes(spec: ArraySpec, chunk: int) -> int | None:
 def _plain_bytes(spec: ArraySpec, blocks: int) -> int:
     index = spec.parts * _ENTRY + TRAILER if spec.inner_rows else 0
     return blocks * (spec.block_bytes + TRAILER) + index
+
+
+def pieces_of_rows(spec: ArraySpec, content: memoryview, at: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield bytes of a chunk's (or shard's) uncompressed rows with their places in its file.
+
+    The first of them is byte `at` of the rows; each block has its checksum behind it.
+    """
+    size = spec.block_bytes
+    while len(content):
+        block, inside = divmod(at, size)
+        part = content[: size - inside]
+        yield block * (size + TRAILER) + inside, part
+        content, at = content[len(part) :], at + len(part)
 
 
 def has_its_size(spec: ArraySpec, root: Place, chunk: int, log: CommitLog) -> bool:

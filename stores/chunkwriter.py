@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .buffers import aligned_empty
 from .chunkfiles import Encoded
 from .commits import CommitLog, CommitRecord
+from .committer import Committer
+from .draft import Draft
 from .errors import StoreError, disk_error
 from .filling import Filling
 from .layout import StoredArray
-from .objects import Publishing
 from .ranges import samples_holding, samples_touching
 from .remote import Place
+from .runs import Run
 from .values import absmax
 from .zarrjson import ArraySpec
-
-
-class Committer:
-    """Writes full chunks in background threads, so that syncing one does not hold up filling the next.
-
-    At most `depth` chunks are on their way; a further one waits. The first failure is kept and raised at the
-    next call: no error is lost, and nothing is committed after it by mistake, since each chunk commits
-    itself.
-    """
-
-    def __init__(self, depth: int, publisher: Publishing) -> None:
-        """Start with no thread and no buffer; both are made on demand and reused."""
-        self.publisher = publisher
-        self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
-        self._slots = threading.BoundedSemaphore(depth)
-        self._free: dict[int, list[np.ndarray]] = {}
-        self._pending: list[Future[None]] = []
-        self._failure: BaseException | None = None
-
-    def buffer(self, nbytes: int) -> np.ndarray:
-        """Return a page-aligned uint8 buffer of `nbytes`, with old content."""
-        free = self._free.setdefault(nbytes, [])
-        return free.pop() if free else aligned_empty(nbytes)
-
-    def submit(self, buffer: np.ndarray, work: Callable[[], None]) -> None:
-        """Run `work` in the background and take `buffer` back after it."""
-        self._slots.acquire()
-
-        def run() -> None:
-            try:
-                work()
-            finally:
-                self._free[buffer.nbytes].append(buffer)
-                self._slots.release()
-
-        self._pending.append(self._pool.submit(run))
-
-    def check(self) -> None:
-        """Raise the first failure of a chunk that was on its way.
-
-        Raises:
-            StoreError: the disk is full, read-only or broken, or another writer got in between.
-        """
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
-        for future in done:
-            self._failure = self._failure or future.exception()
-        if self._failure is not None:
-            raise self._failure
-
-    def finish(self) -> None:
-        """Wait for everything on its way, then end the threads and give the buffers back."""
-        self._pool.shutdown(wait=True)
-        self._free.clear()
 
 
 @dataclass(slots=True)
@@ -94,6 +40,7 @@ class ChunkWriter:
     bounds: np.ndarray
     committer: Committer
     _now: Filling | None = field(default=None, init=False)
+    _next: tuple[int, Draft] | None = field(default=None, init=False)
 
     @property
     def spec(self) -> ArraySpec:
@@ -109,28 +56,111 @@ class ChunkWriter:
         size = self.spec.chunk_rows
         return start // size, (-(-stop // size) if stop > start else start // size)
 
-    def append(self, sample: int, rows: np.ndarray, top: float | None) -> None:
-        """Add all rows of a sample; `top` is their largest absolute value, if known."""
-        start, size = int(self.bounds[sample]), self.spec.chunk_rows
+    def _parts(self, sample: int, n_rows: int) -> Iterator[tuple[int, slice]]:
+        """Yield each chunk still to be written that the sample has rows in, and which of its rows those are."""
+        start = int(self.bounds[sample])
         for chunk in range(*self._chunks_of(sample)):
-            if not self.wanted[chunk]:
-                continue
+            if self.wanted[chunk]:
+                first, last = self.spec.rows_of(chunk)
+                yield chunk, slice(max(first - start, 0), min(last - start, n_rows))
+
+    def begin(self, sample: int, rows: np.ndarray) -> tuple[slice, Run] | None:
+        """Return which rows of a sample may be written while they are checked: the first, if they are many.
+
+        They have to be stored as they are, and to have a place that nobody else writes to.
+        """
+        for chunk, part in self._parts(sample, len(rows)):
+            run = self._filling(chunk).run(rows[part])
+            return None if run is None else (part, run)
+        return None
+
+    def write(self, run: Run, *, look: bool) -> None:
+        """Write what `begin` returned where it will belong; it counts when `append` says so.
+
+        Raises:
+            StoreError: the disk is full, read-only or broken.
+        """
+        assert self._now is not None
+        with self._explained(self._now.chunk):
+            self._now.write(run, look=look)
+
+    def append(self, sample: int, rows: np.ndarray, top: float | None, begun: Run | None = None) -> None:
+        """Add all rows of a sample; `top` is their largest absolute value, if known.
+
+        `begun` is the run that `begin` returned, written and looked at.
+
+        Raises:
+            StoreError: the disk is full, read-only or broken.
+        """
+        for chunk, place in self._parts(sample, len(rows)):
+            now, part = self._filling(chunk), rows[place]
             first, last = self.spec.rows_of(chunk)
-            piece = slice(max(first - start, 0), min(last - start, len(rows)))
-            now = self._now = self._now or Filling(
-                self.spec, chunk, self.committer.buffer(self.spec.chunk_bytes)
-            )
-            expected, got = now.chunk * size + now.rows, start + piece.start
+            expected, got = first + now.rows, int(self.bounds[sample]) + place.start
             assert expected == got, f"row {got} came where {expected} was due"
-            part = rows[piece]
-            now.add(part, absmax(part) if top is None or len(part) < len(rows) else top)
+            with self._explained(chunk):
+                self._add(now, part, top if len(part) == len(rows) else None, begun)
+            begun = None
             if now.rows == last - first:
                 self._end(now)
+
+    def _add(self, now: Filling, part: np.ndarray, top: float | None, begun: Run | None) -> None:
+        run = begun or now.run(part)
+        if run is None:
+            now.add(part, absmax(part) if top is None else top)
+            return
+        if run is not begun:
+            now.write(run, look=True)
+        now.count(run)
+        self._prepare_next(now)
+
+    @contextlib.contextmanager
+    def _explained(self, chunk: int) -> Iterator[None]:
+        """Turn what the disk says into a `StoreError`, which every later call raises too."""
+        try:
+            yield
+        except OSError as error:
+            failure = disk_error(error, self._file(chunk), self.spec.chunk_bytes)
+            self.committer.fail(failure)
+            raise failure from error
+
+    def _prepare_next(self, now: Filling) -> None:
+        follows = now.chunk + 1
+        if self._next is None and follows < len(self.wanted) and self.wanted[follows]:
+            draft = self._draft(follows)
+            if draft is not None:
+                self._next = follows, draft
+                self.committer.aside(draft.prepare)
+
+    def _filling(self, chunk: int) -> Filling:
+        if self._now is None:
+            if self._next is not None and self._next[0] == chunk:
+                draft: Draft | None = self._next[1]
+                self._next = None
+            else:
+                draft = self._draft(chunk)
+            self._now = Filling(self.spec, chunk, self.committer.buffer, draft)
+        assert self._now.chunk == chunk, f"chunk {chunk} came before {self._now.chunk} was full"
+        return self._now
+
+    def _file(self, chunk: int) -> Place:
+        return self.spec.chunk_file(self.root, chunk)
+
+    def _draft(self, chunk: int) -> Draft | None:
+        return self.committer.publisher.draft(self.spec, chunk, self._file(chunk))
+
+    def discard(self) -> None:
+        """Remove what there is of a chunk that did not become full; for when all threads have ended."""
+        for draft in (self._now and self._now.draft, self._next and self._next[1]):
+            if draft:
+                # A temporary file that cannot be removed now is removed by the next writer.
+                with contextlib.suppress(OSError):
+                    draft.discard()
+        self._now = self._next = None
 
     def _end(self, now: Filling) -> None:
         self._now = None
         self.wanted[now.chunk] = False
-        self.committer.submit(now.buffer, lambda: self._commit(now))
+        self.committer.submit(lambda: self._commit(now))
 
     def _commit(self, now: Filling) -> None:
         """Put a full chunk on the disk, then its commit record.
@@ -139,11 +169,10 @@ class ChunkWriter:
             StoreError: the disk is full, read-only or broken, or the chunk has been committed by someone
             else.
         """
-        file = self.spec.chunk_file(self.root, now.chunk)
-        encoded = Encoded(self.spec, now.finish(), now.sums)
-        publisher = self.committer.publisher
+        file, publisher = self._file(now.chunk), self.committer.publisher
         try:
-            staged = publisher.stage_chunk(file, encoded, encoded.planned_bytes)
+            encoded = Encoded(self.spec, now.finish(), now.sums)
+            staged = publisher.stage_chunk(file, encoded, now.written, now.draft)
             record = CommitRecord(
                 rows=now.rows,
                 bytes=encoded.bytes,
@@ -159,3 +188,5 @@ class ChunkWriter:
             raise
         except OSError as error:
             raise disk_error(error, file, self.spec.chunk_bytes) from error
+        finally:
+            self.committer.give_back(now.buffer)

@@ -194,7 +194,7 @@ class CommitLog:
         Raises:
             OSError: the disk is full, read-only or broken.
         """
-        return stage_file(local(self.file(chunk)), (record.dump(),))
+        return stage_file(local(self.file(chunk)), record.dump())
 
     def publish(self, chunk: int, record: CommitRecord, staged: Path | None = None) -> None:
         """Create the record of a chunk whose file is there: link the staged one, or put a remote object.

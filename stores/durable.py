@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _SUFFIX = ".tmp"
-_PIECE = 2**21
+PIECE = 2**21
 """Bytes a call: where memory is scarce ext4 takes up to twice as long over 16 MiB at once."""
 
 
@@ -64,7 +64,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reserve(descriptor: int, nbytes: int) -> None:
+def reserve(descriptor: int, nbytes: int) -> None:
     """Allocate a file's blocks at once, which saves ext4 up to a third of the time that the writes take.
 
     A full disk shows here, before anything is written. File systems that cannot reserve are left to allocate
@@ -79,10 +79,33 @@ def _reserve(descriptor: int, nbytes: int) -> None:
             raise
 
 
-def stage_file(path: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Path:
-    """Write the parts to a temporary file beside `path`, sync it and return its name.
+def write_at(descriptor: int, part: memoryview | bytes, offset: int) -> None:
+    """Write all of `part` at `offset` of an open file.
 
-    `nbytes` is their size where it is known and worth reserving, else 0.
+    Raises:
+        OSError: the disk is full or broken; some of it may have been written.
+    """
+    rest = memoryview(part)
+    while rest:
+        count = os.pwrite(descriptor, rest[:PIECE], offset)
+        rest, offset = rest[count:], offset + count
+
+
+def read_at(descriptor: int, part: memoryview, offset: int) -> None:
+    """Fill `part` from `offset` of an open file.
+
+    Raises:
+        OSError: it cannot be read, or the file ends before.
+    """
+    while part:
+        count = os.preadv(descriptor, [part], offset)
+        if not count:
+            raise OSError(errno.EIO, "the file ends early")
+        part, offset = part[count:], offset + count
+
+
+def stage_file(path: Path, data: bytes | memoryview) -> Path:
+    """Write `data` to a temporary file beside `path`, sync it and return its name.
 
     Raises:
         OSError: the disk is full, read-only or broken; no temporary file stays.
@@ -91,12 +114,7 @@ def stage_file(path: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
-            if nbytes:
-                _reserve(descriptor, nbytes)
-            for part in parts:
-                rest = memoryview(part)
-                while rest:
-                    rest = rest[os.write(descriptor, rest[:_PIECE]) :]
+            write_at(descriptor, data, 0)
             sync_file(descriptor)
         finally:
             os.close(descriptor)
@@ -128,5 +146,5 @@ def create_file(path: Path, data: bytes) -> None:
         FileExistsError: `path` exists.
         OSError: the disk is full, read-only or broken, or its file system has no hard links.
     """
-    link_file(stage_file(path, (data,)), path)
+    link_file(stage_file(path, data), path)
     sync_folder(path.parent)

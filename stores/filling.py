@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
 from .buffers import bytes_of
-from .checksum import crc32c
+from .checksum import combine, crc32c
+from .draft import Draft
+from .runs import PIECE, Run
 from .values import FP16_MAX, count_overflow, exponent_for, rescale, store_scaled
 from .zarrjson import ArraySpec
 
-_PIECE = 2**19  # bytes copied and summed at a time: the copy stays in a core's own cache between the two
+DIRECT = 2**20
+"""Bytes of rows from which on they go to the file as they are: fewer are not worth opening it for."""
 
 
 class Filling:
-    """The rows of a chunk so far, with their checksums: one pass over memory for both.
+    """The rows of a chunk so far, with their checksums.
+
+    Large runs of rows that are stored as they are go from the caller's array to the chunk's file; others are
+    copied to a buffer first. The file holds the first `written` bytes, the buffer those after them.
 
     Attributes:
         chunk: which one.
-        buffer: uint8 [chunk_bytes], from `aligned_empty`.
+        draft: its file; None where it is created whole.
+        buffer: uint8 [chunk_bytes], once something is kept there.
+        written: bytes of rows, from the first on, that are in the file.
         rows: rows it holds.
         absmax: their largest absolute true value.
         overflow: true values beyond 65504 in a float16 chunk.
@@ -25,28 +36,67 @@ class Filling:
         sums: CRC-32C of each block that is complete.
     """
 
-    def __init__(self, spec: ArraySpec, chunk: int, buffer: np.ndarray) -> None:
-        """Start with no row; the buffer may hold old content."""
-        self.chunk, self.buffer = chunk, buffer
-        self.rows = self.overflow = self.exponent = 0
+    def __init__(
+        self, spec: ArraySpec, chunk: int, take: Callable[[int], np.ndarray], draft: Draft | None = None
+    ) -> None:
+        """Start with no row; `take` returns a page-aligned uint8 buffer, whose old content does not matter."""
+        self.chunk, self.draft = chunk, draft
+        self.buffer: np.ndarray | None = None
+        self.written = self.rows = self.overflow = self.exponent = 0
         self.absmax = 0.0
         self.sums: list[int] = []
-        self._spec = spec
-        self._values = buffer.view(spec.dtype).reshape(spec.chunk_rows, *spec.shape[1:])
-        self._content = bytes_of(buffer)
-        self._step = max(1, _PIECE // max(1, spec.row_bytes))
+        self._spec, self._take = spec, take
+        self._values, self._content = np.empty(0), memoryview(b"")
+        self._step = max(1, PIECE // max(1, spec.row_bytes))
         self._summed = self._sum = 0
 
+    def run(self, rows: np.ndarray) -> Run | None:
+        """Return rows that follow as a run, if they would go to the file as they are."""
+        spec = self._spec
+        if (
+            self.draft is None
+            or rows.nbytes < DIRECT
+            or rows.dtype != spec.dtype
+            or self.exponent
+            or spec.compressed
+        ):
+            return None
+        return Run(rows, self.rows, spec.block_rows)
+
+    def write(self, run: Run, *, look: bool) -> None:
+        """Put rows that follow into the file where they will belong, and change nothing else.
+
+        Until `count` they may be written over. With `look`, each piece is looked at just before.
+
+        Raises:
+            OSError: the disk is full, read-only or broken.
+        """
+        assert self.draft is not None
+        self.draft.write(self._to_write(run, look=look), self.written)
+
+    def _to_write(self, run: Run, *, look: bool) -> Iterator[memoryview]:
+        ready = self.rows * self._spec.row_bytes
+        if self.written < ready:
+            yield self._content[self.written : ready]
+        for index, piece in enumerate(run.pieces):
+            if look:
+                run.look(index)
+            yield bytes_of(piece)
+
     def add(self, rows: np.ndarray, absmax: float) -> None:
-        """Add rows that fit, with their largest absolute value.
+        """Add finite rows that fit, with their largest absolute value.
 
         Float16 takes what is beyond its range scaled, and what is there already is then scaled too.
+
+        Raises:
+            OSError: the disk is full, read-only or broken.
         """
         narrow = self._spec.dtype == "float16"
-        self.absmax = max(self.absmax, absmax)
         if narrow and absmax > FP16_MAX:
-            self.overflow += count_overflow(rows)
             self._scale_to(exponent_for(absmax))
+            self.overflow += count_overflow(rows)
+        self.absmax = max(self.absmax, absmax)
+        self._take_buffer()
         for at in range(0, len(rows), self._step):
             part = rows[at : at + self._step]
             out = self._values[self.rows : self.rows + len(part)]
@@ -57,25 +107,65 @@ class Filling:
             self.rows += len(part)
             self._sum_to(self.rows * self._spec.row_bytes)
 
+    def count(self, run: Run) -> None:
+        """Add a run that has been looked at and written."""
+        self.absmax = max(self.absmax, run.top)
+        for piece, found in zip(run.pieces, run.sums, strict=True):
+            self._sum_on(bytes_of(piece), found)
+        self.rows += len(run.rows)
+        self.written = self.rows * self._spec.row_bytes
+
     def finish(self) -> memoryview:
-        """Pad the chunk with zeros, complete `sums` and return its bytes."""
+        """Pad the chunk with zeros, complete `sums` and return its bytes; those before `written` are not there."""
+        if self.written == self._spec.chunk_bytes:
+            return memoryview(b"")
+        self._take_buffer()
         self._values[self.rows :] = 0
         self._sum_to(-(-self.rows // self._spec.block_rows) * self._spec.block_bytes)
         return self._content
 
+    def _take_buffer(self) -> None:
+        if self.buffer is None:
+            spec = self._spec
+            self.buffer = self._take(spec.chunk_bytes)
+            self._content = bytes_of(self.buffer)
+            self._values = self.buffer.view(spec.dtype).reshape(spec.chunk_rows, *spec.shape[1:])
+
     def _scale_to(self, exponent: int) -> None:
         if exponent > self.exponent:
+            self._take_buffer()
+            self._read_back()
             rescale(self._values[: self.rows], exponent - self.exponent)
             self.exponent = exponent
             self.sums, self._summed, self._sum = [], 0, 0
 
+    def _read_back(self) -> None:
+        """Bring what is in the file to the buffer.
+
+        Raises:
+            OSError: it is not what was written.
+        """
+        if not self.written:
+            return
+        assert self.draft is not None
+        sums, summed = [*self.sums, self._sum], self._summed
+        self.draft.read(self._content[: self.written])
+        self.sums, self._summed, self._sum = [], 0, 0
+        self._sum_to(summed)
+        if sums != [*self.sums, self._sum]:
+            raise OSError(errno.EIO, "what was read back is not what was written")
+        self.written = 0
+
     def _sum_to(self, stop: int) -> None:
-        """Go on with the checksums up to byte `stop`, a new one for each block."""
+        """Go on with the checksums up to byte `stop` of the buffer."""
         size = self._spec.block_bytes
         while self._summed < stop:
-            end = min(stop, (len(self.sums) + 1) * size)
-            self._sum = crc32c(self._content[self._summed : end], self._sum)
-            self._summed = end
-            if end == (len(self.sums) + 1) * size:
-                self.sums.append(self._sum)
-                self._sum = 0
+            self._sum_on(self._content[self._summed : min(stop, (len(self.sums) + 1) * size)])
+
+    def _sum_on(self, part: memoryview, found: int | None = None) -> None:
+        """Go on with the checksums over bytes of one block, whose own is `found`, a new one for each block."""
+        self._sum = crc32c(part, self._sum) if found is None else combine(self._sum, found, len(part))
+        self._summed += len(part)
+        if self._summed == (len(self.sums) + 1) * self._spec.block_bytes:
+            self.sums.append(self._sum)
+            self._sum = 0

@@ -243,7 +243,7 @@ def _replace(root: Place, name: str, content: bytes) -> None:
         file.write_bytes(content)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    stage_file(file, (content,)).replace(file)
+    stage_file(file, content).replace(file)
     sync_folder(file.parent)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from .chunkfiles import Encoded
 from .commits import CommitLog, CommitRecord
+from .draft import Draft
 from .errors import StoreBusyError
 from .publishing import Publisher
 from .remote import Place, RemotePath, local
+from .zarrjson import ArraySpec
 
-Staged = tuple[Path, bool] | None
+Staged = Path | None
 
 
 class Publishing(Protocol):
     """What puts a chunk, and then its commit record, where they belong."""
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
+    def draft(self, spec: ArraySpec, chunk: int, file: Place) -> Draft | None:
+        """Return what writes a chunk while it fills, where that can be done."""
+
+    def stage_chunk(self, file: Place, encoded: Encoded, written: int, draft: Draft | None) -> Staged:
         """Store a chunk's content; return what `publish` needs of it."""
 
     def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
@@ -31,13 +36,18 @@ class LocalPublisher:
         """Start with nothing waiting."""
         self._publisher = Publisher()
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
-        """Write a chunk to a synced temporary file.
+    def draft(self, spec: ArraySpec, chunk: int, file: Place) -> Draft | None:
+        """Return the temporary file of a chunk."""
+        return Draft(spec, chunk, local(file))
+
+    def stage_chunk(self, file: Place, encoded: Encoded, written: int, draft: Draft | None) -> Staged:
+        """Complete and sync the temporary file.
 
         Raises:
             OSError: the disk is full, read-only or broken.
         """
-        return self._publisher.stage_chunk(local(file), parts, nbytes)
+        assert draft is not None
+        return draft.finish(encoded.parts(written))
 
     def publish(self, chunk: int, file: Place, staged: Staged, log: CommitLog, record: CommitRecord) -> None:
         """Return once the chunk and its commit record are in place and on the disk.
@@ -57,7 +67,11 @@ class ObjectPublisher:
     it begins, when its claim keeps all others out.
     """
 
-    def stage_chunk(self, file: Place, parts: Iterable[memoryview | bytes], nbytes: int = 0) -> Staged:
+    def draft(self, spec: ArraySpec, chunk: int, file: Place) -> None:
+        """Return nothing: an object is created whole."""
+        return
+
+    def stage_chunk(self, file: Place, encoded: Encoded, written: int, draft: Draft | None) -> Staged:
         """Create the object of a chunk.
 
         Raises:
@@ -66,7 +80,7 @@ class ObjectPublisher:
         """
         assert isinstance(file, RemotePath)
         try:
-            file.create(b"".join(parts))
+            file.create(b"".join(encoded))
         except FileExistsError:
             raise StoreBusyError(f"{file} has just been written by another writer: resume to go on") from None
         return None

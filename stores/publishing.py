@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .commits import CommitLog, CommitRecord
-from .durable import stage_file, sync_folder
+from .durable import sync_folder
 from .remote import local
 
 
@@ -23,9 +22,13 @@ class _Waiting:
     log: CommitLog
     record: CommitRecord
     staged: Path
-    new_folder: bool
     done: bool = False
     error: BaseException | None = None
+
+    @property
+    def folder_is_its_own(self) -> bool:
+        """Whether the chunk is alone in its folder, whose name has to reach the disk too."""
+        return len(self.log.spec.shape) > 1
 
 
 class Publisher:
@@ -40,33 +43,15 @@ class Publisher:
         self._turn = threading.Lock()
         self._waiting: deque[_Waiting] = deque()
 
-    def stage_chunk(
-        self, file: Path, parts: Iterable[memoryview | bytes], nbytes: int = 0
-    ) -> tuple[Path, bool]:
-        """Write a chunk to a synced temporary file; return its name and whether its folder is new.
-
-        `nbytes` as in `stage_file`.
-
-        Raises:
-            OSError: the disk is full, read-only or broken; no temporary file stays.
-        """
-        new_folder = not file.parent.exists()
-        # Not its parents: where those are gone, the store is, and must not seem to be there again.
-        file.parent.mkdir(exist_ok=True)
-        return stage_file(file, parts, nbytes), new_folder
-
-    def publish(
-        self, chunk: int, file: Path, staged: tuple[Path, bool], log: CommitLog, record: CommitRecord
-    ) -> None:
-        """Return once a staged chunk and its commit record are in place and on the disk.
+    def publish(self, chunk: int, file: Path, new: Path, log: CommitLog, record: CommitRecord) -> None:
+        """Return once a chunk, synced under the name `new`, and its commit record are in place and on the disk.
 
         Raises:
             StoreBusyError: another writer has committed the chunk.
             OSError: the disk is full, read-only or broken; nothing is committed, no temporary file stays.
         """
-        new, new_folder = staged
         try:
-            mine = _Waiting(chunk, file, log, record, log.stage(chunk, record), new_folder)
+            mine = _Waiting(chunk, file, log, record, log.stage(chunk, record))
         except BaseException:
             new.unlink(missing_ok=True)
             raise
@@ -89,7 +74,7 @@ def _publish(group: list[_Waiting]) -> None:
     try:
         for folder in dict.fromkeys(item.file.parent for item in group):
             sync_folder(folder)
-        for folder in dict.fromkeys(item.file.parent.parent for item in group if item.new_folder):
+        for folder in dict.fromkeys(item.file.parent.parent for item in group if item.folder_is_its_own):
             sync_folder(folder)
         for item in group:
             try:

@@ -84,14 +84,12 @@ def rescale(stored: np.ndarray, by: int) -> None:
     np.ldexp(stored, -by, out=stored)
 
 
-def checked_rows(
-    where: str, value: Any, shape: tuple[int, int], *, pooled: bool, dtype: str
-) -> tuple[np.ndarray, float]:
-    """Return finite float16 or float32 rows of the given shape and their largest absolute value.
+def shaped_rows(where: str, value: Any, shape: tuple[int, int], *, pooled: bool) -> np.ndarray:
+    """Return C-contiguous float16 or float32 rows of the given shape.
 
     Raises:
         ValueError: missing, wrong shape or dtype.
-        StoreError: not finite, or beyond what `dtype` can hold even scaled.
+        StoreError: finite values beyond what float32 can hold.
     """
     expected = shape[1:] if pooled else shape
     if value is None:
@@ -105,8 +103,15 @@ def checked_rows(
         if np.isinf(narrow).any() and np.isfinite(array).all():
             raise StoreError(f"{where}: values beyond float32's largest, 3.4e38: rescale them, then resume")
         array = narrow
-    rows = np.ascontiguousarray(array.reshape(shape), dtype=array.dtype.newbyteorder("="))
-    top = absmax(rows)
+    return np.ascontiguousarray(array.reshape(shape), dtype=array.dtype.newbyteorder("="))
+
+
+def check_top(where: str, rows: np.ndarray, top: float, dtype: str) -> None:
+    """Return if float16 or float32 rows, of which `top` is the largest absolute value, can be stored.
+
+    Raises:
+        StoreError: not finite, or beyond what `dtype` can hold even scaled.
+    """
     if not math.isfinite(top):
         row = int(np.flatnonzero(~np.isfinite(row_absmax(rows)))[0])
         raise StoreError(
@@ -118,7 +123,6 @@ def checked_rows(
         raise StoreError(
             f"{where}: values beyond {limit:.3g} do not fit float16 even scaled: plan dtype='float32'"
         )
-    return rows, top
 
 
 def checked_column(where: str, kind: str, value: Any, n_rows: int) -> np.ndarray:

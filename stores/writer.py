@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from .chunkwriter import ChunkWriter, Committer
+from .chunkwriter import ChunkWriter
 from .commits import CommitLog
+from .committer import Committer
 from .errors import StoreError, disk_error, unknown_name
 from .layout import Header, StoredArray
 from .leftovers import remove_leftovers, without_files
 from .objects import publisher_for
 from .owner import claim, release
 from .remote import Place
-from .values import checked_column, checked_rows
+from .runs import Run, Survey
+from .summing import default_threads
+from .values import absmax, check_top, checked_column, shaped_rows
+
+_WORTH_SHARING = 2**21
+"""Bytes of rows from which on another thread is called to look at them: it takes 0.1 ms to come."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +35,34 @@ class SampleRows:
 
     tokens: np.ndarray | None = None
     pooled: np.ndarray | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A sample's rows in one array on their way there; those in `begun` are written before they are checked."""
+
+    writer: ChunkWriter
+    where: str
+    rows: np.ndarray
+    top: float | None = None
+    begun: tuple[slice, Run] | None = None
+
+    def check(self) -> None:
+        """Find the largest absolute value.
+
+        Raises:
+            StoreError: NaN, infinity, or beyond what the array can hold.
+        """
+        if self.rows.ndim > 1:
+            self.top = self._largest()
+            check_top(self.where, self.rows, self.top, self.writer.spec.dtype)
+
+    def _largest(self) -> float:
+        if self.begun is None:
+            return absmax(self.rows)
+        place, run = self.begun
+        rest = (self.rows[: place.start], self.rows[place.stop :])
+        return float(np.max([run.top, *map(absmax, rest)]))  # NaN if one of them is
 
 
 Columns = tuple[np.ndarray | None, np.ndarray | None]
@@ -143,20 +178,26 @@ class Writer:
             )
         ready = self._checked(sample, rows, tokens or {})
         self._torn = True
-        for writer, values, top in ready:
-            writer.append(sample, values, top)
+        for part in ready:
+            part.writer.append(sample, part.rows, part.top, part.begun and part.begun[1])
         self._torn = False
         self._done += 1
         return True
 
     def _checked(
         self, sample: int, rows: Mapping[str, SampleRows], tokens: Mapping[str, Columns]
-    ) -> list[tuple[ChunkWriter, np.ndarray, float | None]]:
+    ) -> list[_Part]:
         for what, known, names in (("point", self._points, rows), ("stream", self._streams, tokens)):
             for name in names:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))
-        ready: list[tuple[ChunkWriter, np.ndarray, float | None]] = []
+        for name, given in rows.items():
+            planned = self._points[name].rows
+            if (given.tokens is not None and planned == "pooled") or (
+                given.pooled is not None and planned == "tokens"
+            ):
+                raise ValueError(f"point {name!r} is planned with rows={planned!r}: leave the other rows out")
+        parts: list[_Part] = []
         for (kind, owner), writer in self._writers.items():
             where = f"sample {sample} ({self._ids[sample]!r}), {kind} of {owner!r}"
             n_rows = int(writer.bounds[sample + 1] - writer.bounds[sample])
@@ -164,20 +205,31 @@ class Writer:
                 both = rows.get(owner, SampleRows())
                 value = both.tokens if kind == "tokens" else both.pooled
                 shape = (n_rows, writer.spec.shape[1])
-                values, top = checked_rows(
-                    where, value, shape, pooled=kind == "pooled", dtype=writer.spec.dtype
-                )
-                ready.append((writer, values, top))
+                values = shaped_rows(where, value, shape, pooled=kind == "pooled")
             else:
                 pair = tokens.get(owner, (None, None))
-                ready.append((writer, checked_column(where, kind, pair[kind == "modality"], n_rows), None))
-        for name, given in rows.items():
-            planned = self._points[name].rows
-            if (given.tokens is not None and planned == "pooled") or (
-                given.pooled is not None and planned == "tokens"
-            ):
-                raise ValueError(f"point {name!r} is planned with rows={planned!r}: leave the other rows out")
-        return ready
+                values = checked_column(where, kind, pair[kind == "modality"], n_rows)
+            parts.append(_Part(writer, where, values))
+        self._written(sample, parts)
+        for part in parts:
+            part.check()
+        return parts
+
+    def _written(self, sample: int, parts: Sequence[_Part]) -> None:
+        """Write large rows to where they will belong if all is well, and look at them meanwhile.
+
+        That is what takes the time. Another thread looks: it has the smaller share, so that nobody waits for
+        it, and what is left when the rows are written is done here.
+        """
+        for part in parts:
+            part.begun = part.writer.begin(sample, part.rows)
+        runs = [(part.writer, part.begun[1]) for part in parts if part.begun is not None]
+        alone = sum(run.rows.nbytes for _, run in runs) < _WORTH_SHARING or default_threads() < 2
+        survey = Survey(() if alone else [run for _, run in runs])
+        with nullcontext() if alone else self._committer.beside(survey.work):
+            for writer, run in runs:
+                writer.write(run, look=alone)
+            survey.work()
 
     def close(self) -> None:
         """Wait for the chunks on their way, then give the samples back to other writers.
@@ -189,6 +241,8 @@ class Writer:
             return
         self._closed = True
         self._committer.finish()
+        for writer in self._writers.values():
+            writer.discard()
         self._release()
         self._committer.check()
 

@@ -11,9 +11,12 @@ import sys
 import traceback
 
 os.fsync = lambda descriptor: None  # a killed process loses nothing that the kernel has
-from store_material import fill, small_plan  # noqa: E402
+from store_material import fill, small_plan, small_sizes  # noqa: E402
 
 from modegap.stores import ActivationStore  # noqa: E402
+
+
+small_sizes()
 
 
 def write(path: str, profile: str, n: int, first: int, last: int) -> None:

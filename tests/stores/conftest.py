@@ -8,6 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from store_material import small_sizes  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _no_sync(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +21,8 @@ def _no_sync(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def syncs() -> None:
     """Ask for real syncs."""
+
+
+@pytest.fixture(autouse=True)
+def _small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_sizes(monkeypatch.setattr)

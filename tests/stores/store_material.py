@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, Writer
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, Writer, filling, runs, writer
 from modegap.stores.plan import Profile
 
 LENGTHS = np.array([3, 0, 7, 1, 12, 4, 4, 0, 9, 2, 5, 6, 1, 8, 3, 10, 2, 2, 7, 5])
+
+
+def small_sizes(set_attribute: Callable[[object, str, int], None] = setattr) -> None:
+    """Let rows of a few bytes go to the disk as large ones do: two or more at once, in pieces, beside a thread."""
+    set_attribute(filling, "DIRECT", 16)
+    set_attribute(runs, "PIECE", 24)
+    set_attribute(writer, "_WORTH_SHARING", 64)
 
 
 def small_plan(
@@ -38,10 +45,12 @@ def small_plan(
 
 
 def values(point: str, kind: str, sample: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 values, some of every few samples beyond the range of fp16."""
+    """Float32 values, some of every few samples beyond the range of fp16; every third sample's are fp16."""
     seed = [zlib.crc32(f"{point}/{kind}".encode()), sample]
     drawn = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return drawn * np.float32(2e5) if sample % 7 == 5 and point != "llm_final" else drawn
+    if sample % 7 == 5 and point != "llm_final":
+        return drawn * np.float32(2e5)
+    return drawn.astype(np.float16) if sample % 3 == 2 else drawn
 
 
 def sample_rows(plan: StorePlan, sample: int) -> dict[str, SampleRows]:

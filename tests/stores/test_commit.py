@@ -36,7 +36,7 @@ class Crash(BaseException):
     """Stands for the process ending at once."""
 
 
-STEPS = ("write", "fsync", "replace", "rename", "link", "unlink")
+STEPS = ("write", "pwrite", "fsync", "replace", "rename", "link", "unlink")
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
@@ -349,11 +349,11 @@ def test_put_in_order_once_and_while_open(tmp_path: Path) -> None:
 
 def test_the_writer_keeps_few_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk for each array and those on their way, however many samples are put."""
-    from modegap.stores import chunkwriter
+    from modegap.stores import committer
 
     made = []
-    original = chunkwriter.aligned_empty
-    monkeypatch.setattr(chunkwriter, "aligned_empty", lambda n: made.append(n) or original(n))
+    original = committer.aligned_empty
+    monkeypatch.setattr(committer, "aligned_empty", lambda n: made.append(n) or original(n))
     plan = small_plan(200)
     store = ActivationStore.create(tmp_path / "s.zarr", plan)
     with store.writer(depth=2) as writer:

@@ -117,21 +117,21 @@ def test_no_space_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     plan = small_plan()
     whole = make_store(tmp_path / "whole.zarr", plan)
     store = ActivationStore.create(tmp_path / "s.zarr", plan)
-    original, left = os.write, 8000
+    original, left = os.pwrite, 8000
 
     turn = threading.Lock()
 
-    def write(descriptor: int, data: bytes) -> int:
+    def write(descriptor: int, data: bytes, offset: int) -> int:
         nonlocal left
         with turn:
             if left == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            written = original(descriptor, data[:left])
+            written = original(descriptor, data[:left], offset)
             left -= written
         return written
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", write)
+        patch.setattr(os, "pwrite", write)
         with pytest.raises(StoreError) as caught, store.writer() as writer:
             fill(writer, plan)
     message = str(caught.value)

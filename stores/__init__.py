@@ -11,7 +11,7 @@ from .origin import provenance
 from .plan import PointInfo, PointPlan, StorePlan
 from .repairing import RepairReport, repair
 from .rows import RowArray
-from .store import ActivationStore
+from .store import ActivationStore, as_store
 from .summary import ArrayInfo, LabelInfo, StoreInfo, info
 from .verification import VerifyReport, verify
 from .writer import SampleRows, Writer
@@ -38,6 +38,7 @@ __all__ = [
     "VerifyReport",
     "Writer",
     "aligned_empty",
+    "as_store",
     "info",
     "provenance",
     "repair",

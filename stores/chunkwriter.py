@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import filling
 from .chunkfiles import Encoded
 from .commits import CommitLog, CommitRecord
 from .committer import Committer
@@ -18,8 +19,25 @@ from .layout import StoredArray
 from .ranges import samples_holding, samples_touching
 from .remote import Place
 from .runs import Run
-from .values import absmax
+from .values import FP16_MAX, absmax, exponent_for, least_ordinary, row_absmax, suits
 from .zarrjson import ArraySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A value so large that rows of the same chunk would lose their digits to the scale that it needs.
+
+    Attributes:
+        sample: where it is.
+        top: its magnitude.
+        least: largest magnitude of the row that would lose most.
+        samples: first sample of the chunk, and the one after the last.
+    """
+
+    sample: int
+    top: float
+    least: float
+    samples: tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -41,6 +59,7 @@ class ChunkWriter:
     committer: Committer
     _now: Filling | None = field(default=None, init=False)
     _next: tuple[int, Draft] | None = field(default=None, init=False)
+    _loudest: int = field(default=0, init=False)
 
     @property
     def spec(self) -> ArraySpec:
@@ -69,9 +88,36 @@ class ChunkWriter:
 
         They have to be stored as they are, and to have a place that nobody else writes to.
         """
+        if rows.nbytes < filling.DIRECT:
+            return None
         for chunk, part in self._parts(sample, len(rows)):
             run = self._filling(chunk).run(rows[part])
             return None if run is None else (part, run)
+        return None
+
+    def conflict(self, sample: int, rows: np.ndarray, top: float) -> Conflict | None:
+        """Return what speaks against one scale for float16 rows and those that share their chunks, if anything.
+
+        Raises:
+            StoreError: the rows before cannot be read back from the disk.
+        """
+        scaled = self._now is not None and self._now.exponent > 0
+        if self.spec.dtype != "float16" or (top <= FP16_MAX and not scaled):
+            return None
+        for chunk, place in self._parts(sample, len(rows)):
+            tops = row_absmax(rows[place])
+            loudest, largest, least = sample, float(tops.max()), least_ordinary(tops)
+            if self._now is not None and self._now.chunk == chunk:
+                if self._now.absmax > largest:
+                    loudest, largest = self._loudest, self._now.absmax
+                try:
+                    least = min(least, self._now.least())
+                except OSError as error:
+                    raise self._failed(chunk, error) from error
+            if not suits(exponent_for(largest), least):
+                return Conflict(
+                    loudest, largest, least, samples_holding(self.bounds, *self.spec.rows_of(chunk))
+                )
         return None
 
     def write(self, run: Run, *, look: bool) -> None:
@@ -81,8 +127,10 @@ class ChunkWriter:
             StoreError: the disk is full, read-only or broken.
         """
         assert self._now is not None
-        with self._explained(self._now.chunk):
+        try:
             self._now.write(run, look=look)
+        except OSError as error:
+            raise self._failed(self._now.chunk, error) from error
 
     def append(self, sample: int, rows: np.ndarray, top: float | None, begun: Run | None = None) -> None:
         """Add all rows of a sample; `top` is their largest absolute value, if known.
@@ -97,9 +145,14 @@ class ChunkWriter:
             first, last = self.spec.rows_of(chunk)
             expected, got = first + now.rows, int(self.bounds[sample]) + place.start
             assert expected == got, f"row {got} came where {expected} was due"
-            with self._explained(chunk):
+            before = now.absmax
+            try:
                 self._add(now, part, top if len(part) == len(rows) else None, begun)
+            except OSError as error:
+                raise self._failed(chunk, error) from error
             begun = None
+            if now.absmax > before:
+                self._loudest = sample
             if now.rows == last - first:
                 self._end(now)
 
@@ -113,15 +166,11 @@ class ChunkWriter:
         now.count(run)
         self._prepare_next(now)
 
-    @contextlib.contextmanager
-    def _explained(self, chunk: int) -> Iterator[None]:
-        """Turn what the disk says into a `StoreError`, which every later call raises too."""
-        try:
-            yield
-        except OSError as error:
-            failure = disk_error(error, self._file(chunk), self.spec.chunk_bytes)
-            self.committer.fail(failure)
-            raise failure from error
+    def _failed(self, chunk: int, error: OSError) -> StoreError:
+        """Return what the disk says as a `StoreError`, which every later call raises too."""
+        failure = disk_error(error, self._file(chunk), self.spec.chunk_bytes)
+        self.committer.fail(failure)
+        return failure
 
     def _prepare_next(self, now: Filling) -> None:
         follows = now.chunk + 1

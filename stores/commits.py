@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,8 +52,10 @@ class CommitRecord:
 
     def dump(self) -> memoryview:
         """Return the record as it is stored: JSON whose last entry, `check`, is the CRC-32C of the others."""
-        fields = {key: value for key, value in asdict(self).items() if key != "inner" or value}
-        text = json.dumps(fields, allow_nan=False)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.inner:
+            del values["inner"]
+        text = json.dumps(values, allow_nan=False)
         return memoryview(f'{text[:-1]}, "check": {crc32c(text.encode())}}}'.encode())
 
     @classmethod
@@ -65,10 +67,10 @@ class CommitRecord:
                 written before there was one, is taken if its values are possible.
         """
         try:
-            fields: dict[str, Any] = json.loads(content)
-            checked = fields.pop("check", None) is not None
-            samples, inner = tuple(fields["samples"]), tuple(fields.get("inner", ()))
-            record = cls(**{**fields, "samples": samples, "inner": inner})
+            found: dict[str, Any] = json.loads(content)
+            checked = found.pop("check", None) is not None
+            samples, inner = tuple(found["samples"]), tuple(found.get("inner", ()))
+            record = cls(**{**found, "samples": samples, "inner": inner})
             if not record._fits(spec, chunk) or (checked and record.dump() != content):
                 raise ValueError("its values are impossible, or not those of its checksum")
         except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

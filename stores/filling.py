@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from .buffers import bytes_of
-from .checksum import combine, crc32c
+from .checksum import crc32c
 from .draft import Draft
-from .runs import PIECE, Run
-from .values import FP16_MAX, count_overflow, exponent_for, rescale, store_scaled
+from .runs import Run
+from .values import (
+    FP16_MAX,
+    count_overflow,
+    exponent_for,
+    least_ordinary,
+    rescale,
+    row_absmax,
+    store_scaled,
+)
 from .zarrjson import ArraySpec
 
 DIRECT = 2**20
 """Bytes of rows from which on they go to the file as they are: fewer are not worth opening it for."""
+
+
+_COPIED = 2**19  # bytes copied and summed at a time: they stay in a core's own cache between the two
 
 
 class Filling:
@@ -47,7 +59,9 @@ class Filling:
         self.sums: list[int] = []
         self._spec, self._take = spec, take
         self._values, self._content = np.empty(0), memoryview(b"")
-        self._step = max(1, PIECE // max(1, spec.row_bytes))
+        self._least: float | None = None
+        self._row_bytes, self._block_bytes = spec.row_bytes, spec.block_bytes
+        self._step = max(1, _COPIED // max(1, self._row_bytes))
         self._summed = self._sum = 0
 
     def run(self, rows: np.ndarray) -> Run | None:
@@ -61,7 +75,7 @@ class Filling:
             or spec.compressed
         ):
             return None
-        return Run(rows, self.rows, spec.block_rows)
+        return Run(rows, self.rows, spec.block_rows, self._sum)
 
     def write(self, run: Run, *, look: bool) -> None:
         """Put rows that follow into the file where they will belong, and change nothing else.
@@ -75,7 +89,7 @@ class Filling:
         self.draft.write(self._to_write(run, look=look), self.written)
 
     def _to_write(self, run: Run, *, look: bool) -> Iterator[memoryview]:
-        ready = self.rows * self._spec.row_bytes
+        ready = self.rows * self._row_bytes
         if self.written < ready:
             yield self._content[self.written : ready]
         for index, piece in enumerate(run.pieces):
@@ -96,6 +110,8 @@ class Filling:
             self._scale_to(exponent_for(absmax))
             self.overflow += count_overflow(rows)
         self.absmax = max(self.absmax, absmax)
+        if self._least is not None:
+            self._least = min(self._least, least_ordinary(row_absmax(rows)))
         self._take_buffer()
         for at in range(0, len(rows), self._step):
             part = rows[at : at + self._step]
@@ -105,15 +121,28 @@ class Filling:
             else:
                 out[...] = part
             self.rows += len(part)
-            self._sum_to(self.rows * self._spec.row_bytes)
+            self._sum_to(self.rows * self._row_bytes)
+
+    def least(self) -> float:
+        """Return the least of the largest values of its float16 rows that are not next to nothing.
+
+        Raises:
+            OSError: what is in the file cannot be read back.
+        """
+        if self._least is None:
+            self._take_buffer()
+            self._read_back()
+            self._least = math.ldexp(least_ordinary(row_absmax(self._values[: self.rows])), self.exponent)
+        return self._least
 
     def count(self, run: Run) -> None:
         """Add a run that has been looked at and written."""
+        self._least = None
         self.absmax = max(self.absmax, run.top)
-        for piece, found in zip(run.pieces, run.sums, strict=True):
-            self._sum_on(bytes_of(piece), found)
+        for index, piece in enumerate(run.pieces):
+            self._summed_to(self._summed + piece.nbytes, run.sum_after(index, self._sum))
         self.rows += len(run.rows)
-        self.written = self.rows * self._spec.row_bytes
+        self.written = self.rows * self._row_bytes
 
     def finish(self) -> memoryview:
         """Pad the chunk with zeros, complete `sums` and return its bytes; those before `written` are not there."""
@@ -121,7 +150,7 @@ class Filling:
             return memoryview(b"")
         self._take_buffer()
         self._values[self.rows :] = 0
-        self._sum_to(-(-self.rows // self._spec.block_rows) * self._spec.block_bytes)
+        self._sum_to(-(-self.rows // self._spec.block_rows) * self._block_bytes)
         return self._content
 
     def _take_buffer(self) -> None:
@@ -158,14 +187,14 @@ class Filling:
 
     def _sum_to(self, stop: int) -> None:
         """Go on with the checksums up to byte `stop` of the buffer."""
-        size = self._spec.block_bytes
+        size = self._block_bytes
         while self._summed < stop:
-            self._sum_on(self._content[self._summed : min(stop, (len(self.sums) + 1) * size)])
+            stop_here = min(stop, (len(self.sums) + 1) * size)
+            self._summed_to(stop_here, crc32c(self._content[self._summed : stop_here], self._sum))
 
-    def _sum_on(self, part: memoryview, found: int | None = None) -> None:
-        """Go on with the checksums over bytes of one block, whose own is `found`, a new one for each block."""
-        self._sum = crc32c(part, self._sum) if found is None else combine(self._sum, found, len(part))
-        self._summed += len(part)
-        if self._summed == (len(self.sums) + 1) * self._spec.block_bytes:
-            self.sums.append(self._sum)
+    def _summed_to(self, stop: int, found: int) -> None:
+        """Take over the checksum of the block with the byte before `stop`, up to there."""
+        self._summed, self._sum = stop, found
+        if stop == (len(self.sums) + 1) * self._block_bytes:
+            self.sums.append(found)
             self._sum = 0

@@ -339,6 +339,15 @@ class ActivationStore:
         return f"ActivationStore({str(self.path)!r}, {done}, points: {', '.join(self.points)})"
 
 
+def as_store(store: ActivationStore | str | os.PathLike[str]) -> ActivationStore:
+    """Return a store that is open already as it is, and open one for reading where a path or URL is given.
+
+    Raises:
+        StoreError: as `ActivationStore.open`.
+    """
+    return store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+
+
 def _comparable(header: Header) -> dict[str, Any]:
     stable = {key: value for key, value in header.provenance.items() if key not in VOLATILE}
     both: dict[str, Any] = json.loads(canonical_json({"plan": header.plan, "provenance": stable}))

@@ -13,6 +13,10 @@ FP16_MAX = 65504.0
 MAX_EXPONENT = 112
 """65504 * 2**112 is the largest power-of-two multiple of fp16's maximum that float32 can hold."""
 
+FEWEST_BITS = 8
+"""Significant bits that scaling must leave of a row's largest value: as many as bfloat16 has."""
+
+_COARSEST = 2.0 ** (FEWEST_BITS - 25)  # float16 keeps as many of values down to this
 _MODALITIES = 4
 _BLOCK = 2**22  # bytes that stay in the cache between the two passes
 _BITS: dict[np.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]]]] = {
@@ -68,6 +72,20 @@ def exponent_for(absmax: float) -> int:
 def count_overflow(rows: np.ndarray) -> int:
     """Return how many values of float32 [n, d] lie beyond fp16's largest, 65504."""
     return int(np.count_nonzero(np.abs(rows) > FP16_MAX))
+
+
+def least_ordinary(tops: np.ndarray) -> float:
+    """Return the least of the rows' largest values; infinity if there is none.
+
+    Rows that float16 would not hold with `FEWEST_BITS` unscaled either do not count.
+    """
+    ordinary = tops[tops >= _COARSEST]
+    return float(ordinary.min()) if len(ordinary) else math.inf
+
+
+def suits(exponent: int, least: float) -> bool:
+    """Return whether a value keeps `FEWEST_BITS` in float16 when it is stored times 2**-exponent."""
+    return math.ldexp(least, -exponent) >= _COARSEST
 
 
 def store_scaled(rows: np.ndarray, exponent: int, out: np.ndarray) -> None:

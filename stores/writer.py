@@ -23,7 +23,7 @@ from .owner import claim, release
 from .remote import Place
 from .runs import Run, Survey
 from .summing import default_threads
-from .values import absmax, check_top, checked_column, shaped_rows
+from .values import FEWEST_BITS, absmax, check_top, checked_column, shaped_rows
 
 _WORTH_SHARING = 2**21
 """Bytes of rows from which on another thread is called to look at them: it takes 0.1 ms to come."""
@@ -213,7 +213,24 @@ class Writer:
         self._written(sample, parts)
         for part in parts:
             part.check()
+            self._check_scale(sample, part)
         return parts
+
+    def _check_scale(self, sample: int, part: _Part) -> None:
+        """Return if nothing in the sample's chunks would be rounded away for the sake of one large value.
+
+        Raises:
+            StoreError: it would.
+        """
+        found = None if part.top is None else part.writer.conflict(sample, part.rows, part.top)
+        if found is not None:
+            first, last = (self._ids[index] for index in (found.samples[0], found.samples[1] - 1))
+            raise StoreError(
+                f"{part.where}: the value {found.top:.3g} in sample {self._ids[found.sample]!r} needs a scale that "
+                f"leaves other rows of its float16 chunk (samples {first!r} to {last!r}, one of them at most "
+                f"{found.least:.3g}) fewer than {FEWEST_BITS} bits; nothing of this sample was stored: find out "
+                f"where that value comes from and leave its sample out of the plan, or plan dtype='float32'"
+            )
 
     def _written(self, sample: int, parts: Sequence[_Part]) -> None:
         """Write large rows to where they will belong if all is well, and look at them meanwhile.
@@ -224,6 +241,8 @@ class Writer:
         for part in parts:
             part.begun = part.writer.begin(sample, part.rows)
         runs = [(part.writer, part.begun[1]) for part in parts if part.begun is not None]
+        if not runs:
+            return
         alone = sum(run.rows.nbytes for _, run in runs) < _WORTH_SHARING or default_threads() < 2
         survey = Survey(() if alone else [run for _, run in runs])
         with nullcontext() if alone else self._committer.beside(survey.work):

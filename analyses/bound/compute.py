@@ -15,7 +15,7 @@ from modegap.analyses.lipschitz import LipschitzResult
 from modegap.analyses.lipschitz.diameter import mean_rows
 from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import BoundConfig
@@ -61,9 +61,7 @@ def bound(
         StoreError: a store cannot be read, or lacks a hook point or label.
     """
     config = with_options(config or BoundConfig(), options)
-    modal_store, text_store = (
-        one if isinstance(one, ActivationStore) else ActivationStore.open(one) for one in (store, text)
-    )
+    modal_store, text_store = as_store(store), as_store(text)
     sides = [(modal_store, config.point), (text_store, config.text_point)]
     for opened, point in sides:
         if point not in opened.points:

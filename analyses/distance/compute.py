@@ -16,7 +16,7 @@ from modegap.analyses.result import with_options
 from modegap.engine.certificate import Certificate
 from modegap.engine.cluster import joined
 from modegap.engine.errors import EngineError
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError
 
 from .classes import rows_of_samples, shared_classes
@@ -65,7 +65,7 @@ def distance(
     """
     config = with_options(config or DistanceConfig(), options)
     with joined(cluster) as workers:
-        return _distance(_opened(store), _opened(text), config, device, progress, workers)
+        return _distance(as_store(store), as_store(text), config, device, progress, workers)
 
 
 def _distance(
@@ -162,7 +162,3 @@ def _classes(run: Comparison, config: DistanceConfig, names: list[str]) -> list[
         )
         out.append(ClassDistance(run.inputs.point, name, len(x), len(y), found))
     return out
-
-
-def _opened(store: ActivationStore | str | Path) -> ActivationStore:
-    return store if isinstance(store, ActivationStore) else ActivationStore.open(store)

@@ -17,7 +17,7 @@ from modegap.analyses.replayed.opening import Progress, left_out, open_replay, r
 from modegap.analyses.result import with_options
 from modegap.engine.errors import EngineError
 from modegap.engine.replay import Replay
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import GmiConfig
@@ -62,9 +62,9 @@ def gmi(
         StoreError: a store cannot be read, or an unknown label column.
     """
     config = with_options(config or GmiConfig(), options)
-    stores = {MODAL: store if isinstance(store, ActivationStore) else ActivationStore.open(store)}
+    stores = {MODAL: as_store(store)}
     if text is not None:
-        stores[TEXT] = text if isinstance(text, ActivationStore) else ActivationStore.open(text)
+        stores[TEXT] = as_store(text)
     for opened in stores.values():
         for label in (*config.labels, *([config.group] if config.group else [])):
             if label not in opened.labels:

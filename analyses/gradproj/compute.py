@@ -17,7 +17,7 @@ from modegap.analyses.replayed.intervals import Estimate, bootstrap
 from modegap.analyses.replayed.opening import AnyReplay, Progress, left_out, open_replay, replay_certificate
 from modegap.analyses.result import with_options
 from modegap.engine.replay import Replay
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 
 from .config import GradprojConfig
 from .outcome import Contrast, GradprojResult
@@ -74,7 +74,7 @@ def gradients(
     """
     config = with_options(config or LipschitzConfig(), options)
     file, modes = modes, modes if isinstance(modes, Modes) else Modes.load(modes)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     check_labels(store, config)
     replay = open_replay(loaded, store, config, progress)
     _check_width(replay, modes)

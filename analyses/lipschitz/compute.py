@@ -12,7 +12,7 @@ from modegap.analyses.probe.labels import classes_of
 from modegap.analyses.replayed.intervals import bootstrap
 from modegap.analyses.replayed.opening import AnyReplay, Progress, left_out, open_replay, replay_certificate
 from modegap.analyses.result import with_options
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import LipschitzConfig
@@ -52,7 +52,7 @@ def lipschitz(
         StoreError: the store cannot be read, or an unknown label column.
     """
     config = with_options(config or LipschitzConfig(), options)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     check_labels(store, config)
     replay = open_replay(loaded, store, config, progress)
     return summarise(replay, store, gradient_pass(replay), config)

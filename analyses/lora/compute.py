@@ -22,7 +22,7 @@ from modegap.engine.lora.config import Epoch, TrainConfig, Training
 from modegap.engine.lora.threads import threads_for
 from modegap.engine.lora.trainer import train
 from modegap.engine.replay import Replay, ReplaySource
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 
 from .asking import Choice, ask, choices_of, write
 from .config import LoraConfig
@@ -74,7 +74,7 @@ def lora(
         StoreError: a store cannot be read, or an unknown label column.
     """
     config = with_options(config or LoraConfig(), options)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     say = progress or (lambda what, done, total: None)
     with threads_for(loaded):
         try:

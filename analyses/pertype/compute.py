@@ -21,7 +21,7 @@ from modegap.engine.certificate import Certificate
 from modegap.engine.moments import ClassMoments, ClassMomentsResult, RowSample
 from modegap.engine.reduce import reduce
 from modegap.kernels import rayleigh
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import PertypeConfig
@@ -70,7 +70,7 @@ def pertype(
         StoreError: an unknown label, or a store without the modes' hook point or the rows asked for.
     """
     config = with_options(config or PertypeConfig(), options)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     found: Modes = _loaded(modes, Modes)
     found_probes = None if probes is None else _loaded(probes, ProbeResult)
     run = _Run(store, found, _kind(store, found, config), config, device, progress)

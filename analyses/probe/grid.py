@@ -16,7 +16,7 @@ from modegap.engine.certificate import Certificate, path_facts
 from modegap.engine.cluster import joined, map_tasks
 from modegap.engine.cluster.passes import opened, where
 from modegap.kernels import KernelPath
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .calibration import entropy
@@ -68,7 +68,7 @@ def probe(
     config = with_options(
         config or ProbeConfig(), {**{k: v for k, v in given.items() if v is not None}, **options}
     )
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     names = _points(store, config.points, config.pool)
     classes = {label: label_classes(store, label) for label in label_names(store, config.labels)}
     groups = _column(store, config.group)

@@ -18,7 +18,7 @@ from modegap.analyses.replayed.intervals import Estimate, bootstrap, mean_interv
 from modegap.analyses.replayed.opening import Progress, left_out, open_replay, replay_certificate
 from modegap.analyses.result import with_options
 from modegap.engine.replay import Replay
-from modegap.stores import ActivationStore
+from modegap.stores import ActivationStore, as_store
 from modegap.stores.errors import StoreError, unknown_name
 
 from .config import SwapConfig
@@ -60,7 +60,7 @@ def swap(
     """
     config = with_options(config or SwapConfig(), options)
     modes = modes if isinstance(modes, Modes) else Modes.load(modes)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     if config.by not in store.labels:
         raise StoreError(unknown_name("label", config.by, store.labels))
     subspaces = _subspaces(modes, config)

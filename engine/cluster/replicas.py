@@ -135,9 +135,9 @@ class RemoteReplay:
             EngineError: as `open_source` and `Replay`.
             StoreError: the store cannot be opened here.
         """
-        from modegap.stores import ActivationStore
+        from modegap.stores import as_store
 
-        store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+        store = as_store(store)
         given = tuple(sorted(options.items()))
         spec = ReplaySpec(
             replicas.load, where(store), store.plan_hash, store.content_hash(), given, batch_size

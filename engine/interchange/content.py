@@ -105,7 +105,10 @@ def split(content: Content, wanted: tuple[str, ...] | None) -> dict[str, PointRo
             raise ValueError(f"no array {missing[0]!r}: this source has {', '.join(sorted(names)) or 'none'}")
         names = dict.fromkeys(wanted)
     if not names:
-        raise ValueError("there are no arrays to import")
+        raise ValueError(
+            "there are no arrays to import: save the rows of each hook point as floats [samples, width] under "
+            "the point's name, as in np.savez(path, llm_final=rows), and import that"
+        )
     return {name: _point(name, arrays) for name in names}
 
 

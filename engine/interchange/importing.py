@@ -132,6 +132,10 @@ def _count(rows: Mapping[str, PointRows], content: Content, samples: int | None)
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise EngineError(f"the arrays have different numbers of samples ({found}): choose with --points")
     count = next(iter(counts.values()))
+    if count < 1:
+        raise EngineError(
+            f"the arrays hold no samples ({', '.join(counts)}): import a source with a row for at least one"
+        )
     if samples is not None and not 1 <= samples <= count:
         raise ValueError(f"samples must be 1 to {count}, got {samples}")
     filled = content.samples if content.samples is not None and 1 <= content.samples <= count else count

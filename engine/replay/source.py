@@ -112,13 +112,13 @@ def open_source(
             of another width, or a layout that cannot be rebuilt.
         StoreError: the store cannot be opened.
     """
-    from modegap.stores import ActivationStore
+    from modegap.stores import as_store
 
     if target not in ("answer", "paper"):
         raise ValueError(f"target: got {target!r}, expected 'answer' or 'paper'")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}, expected at least 1")
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = as_store(store)
     return _Opener(loaded, store, point, target, target_label, prompt, limit).open()
 
 

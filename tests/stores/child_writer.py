@@ -15,7 +15,6 @@ from store_material import fill, small_plan, small_sizes  # noqa: E402
 
 from modegap.stores import ActivationStore  # noqa: E402
 
-
 small_sizes()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from store_material import small_sizes  # noqa: E402
+from store_material import small_sizes
 
 
 @pytest.fixture(autouse=True)

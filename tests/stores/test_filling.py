@@ -30,7 +30,7 @@ def test_the_sums_are_those_of_the_content(
     monkeypatch: pytest.MonkeyPatch, inner: int, cuts: list[int], large: int | None
 ) -> None:
     """Also where a value beyond float16 scales what was summed before."""
-    monkeypatch.setattr(filling, "PIECE", 5 * WIDTH * 2)
+    monkeypatch.setattr(filling, "_COPIED", 5 * WIDTH * 2)
     rows = np.random.default_rng(0).standard_normal((30, WIDTH)).astype(np.float32)
     if large is not None:
         rows[large, 3] = 3e5
@@ -110,7 +110,8 @@ def test_what_goes_to_the_file_directly_and_by_the_buffer_is_one_chunk(
             if run is None:
                 now.add(part, absmax(part))
             else:
-                now.write(Run(rows[::-1][:count].copy(), now.rows, spec.block_rows), look=False)  # never counted
+                never_counted = Run(rows[::-1][:count].copy(), now.rows, spec.block_rows, 0)
+                now.write(never_counted, look=False)
                 now.write(run, look=True)
                 now.count(run)
             at += count
@@ -151,6 +152,6 @@ def test_a_run_that_is_not_finite_has_no_largest_value() -> None:
     rows = np.ones((9, WIDTH), np.float16)
     for bad in (np.nan, np.inf, -np.inf):
         rows[7, 3] = bad
-        run = Run(rows, 0, 32)
+        run = Run(rows, 0, 32, 0)
         Survey([run]).work()
         assert not np.isfinite(run.top)

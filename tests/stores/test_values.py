@@ -116,6 +116,52 @@ def test_what_no_scale_can_hold_names_the_dtype_that_does(tmp_path: Path) -> Non
     assert store.rows("p", "pooled").read(0, 1)[0, 0] == largest[0, 0]
 
 
+@pytest.mark.parametrize("large", [0, 1, 3])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_value_that_would_round_its_neighbours_away_is_refused(
+    tmp_path: Path, large: int, direct: bool
+) -> None:
+    """Whichever comes first; where the rows before are on the disk already, they are looked at there."""
+    rows = np.random.default_rng(0).standard_normal((4, 5, 8)).astype(np.float16 if direct else np.float32)
+    point = PointPlan(8, "tokens", np.full(4, 5))
+    plan = StorePlan({"p": point}, list("abcd"), chunk_bytes=1000)
+    whole = ActivationStore.create(tmp_path / "whole.zarr", plan)
+    with whole.writer() as writer:
+        for sample in range(4):
+            writer.put(sample, {"p": SampleRows(rows[sample])})
+    given = [sample.astype(np.float32) if k == large else sample for k, sample in enumerate(rows)]
+    given[large][:, 3] = 1e30
+    store = ActivationStore.create(tmp_path / "s.zarr", plan)
+    refused = max(large, 1)
+    with store.writer() as writer:
+        for sample in range(refused):
+            writer.put(sample, {"p": SampleRows(given[sample])})
+        with pytest.raises(
+            StoreError, match=f"sample {refused} .* 1e\\+30 in sample '{'abcd'[large]}'"
+        ) as caught:
+            writer.put(refused, {"p": SampleRows(given[refused])})
+        assert "samples 'a' to 'd'" in str(caught.value)
+        assert "dtype='float32'" in str(caught.value)
+        if large == refused:
+            for sample in range(refused, 4):
+                writer.put(sample, {"p": SampleRows(rows[sample])})
+    assert not list(store.path.rglob("*.tmp"))
+    assert store.n_complete == (4 if large == refused else 0)
+    assert large != refused or files_of(store.path) == files_of(whole.path)
+
+
+def test_what_is_next_to_nothing_may_become_nothing(tmp_path: Path) -> None:
+    """Rows that fp16 does not hold without a scale either are no reason to refuse one; nor are zeros."""
+    rows = np.array([[1e6, 0], [5e-6, 1e-8], [0, 0], [2.0, 1e-7]], np.float32)
+    store = one_point(tmp_path / "s.zarr", rows, chunk_rows=4)
+    np.testing.assert_allclose(store.rows("p", "pooled").read(0, 4), rows, rtol=2**-11, atol=2**-20)
+    with pytest.raises(StoreError, match=r"the value 1e\+06 in sample '0'.*at most 5e-05"):
+        one_point(tmp_path / "t.zarr", rows * np.float32([[1], [10], [1], [1]]), chunk_rows=4)
+    # In a chunk of its own it is nobody's neighbour.
+    alone = one_point(tmp_path / "u.zarr", rows * np.float32([[1], [10], [1], [1]]), chunk_rows=1)
+    np.testing.assert_allclose(alone.rows("p", "pooled").read(1, 2)[0, 0], 5e-5, rtol=2**-8)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_nan_and_infinity_stop_with_sample_and_point(tmp_path: Path, bad: float, dtype: type) -> None:

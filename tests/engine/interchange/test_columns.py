@@ -15,7 +15,7 @@ from exchange_material import N, check_same, full_store, values
 from modegap.cli import main
 from modegap.engine.errors import EngineError
 from modegap.engine.interchange import export_store, exporting, import_store, importing
-from modegap.stores import ActivationStore, PointPlan, StorePlan, verify
+from modegap.stores import ActivationStore, PointPlan, StoreError, StorePlan, verify
 from modegap.stores.plan import Profile
 
 OUTS = {"hdf5": "out.h5", "npy": "out", "npz": "out.npz", "safetensors": "out.safetensors", "raw": "out"}
@@ -161,6 +161,18 @@ def test_an_interrupted_import_of_an_npz_goes_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values(back, "x", "pooled"), rows)
 
 
+def test_a_source_with_nothing_in_it_says_what_to_put_there(tmp_path: Path) -> None:
+    np.savez(tmp_path / "none.npz")
+    np.savez(tmp_path / "zero.npz", a=np.zeros((0, 4), np.float16))
+    with pytest.raises(
+        ValueError, match=r"no arrays to import: save the rows of each hook point .* np.savez"
+    ):
+        import_store(tmp_path / "none.npz", tmp_path / "s.zarr")
+    with pytest.raises(EngineError, match=r"hold no samples \(a\): import a source with"):
+        import_store(tmp_path / "zero.npz", tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+
+
 def test_bfloat16_from_safetensors(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
@@ -170,8 +182,12 @@ def test_bfloat16_from_safetensors(tmp_path: Path) -> None:
     save_file({"a": rows, "e": torch.zeros(9, 3, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
     back = import_store(tmp_path / "x.safetensors", tmp_path / "x.zarr", dtype="float32")
     np.testing.assert_array_equal(values(back, "a", "pooled"), rows.float().numpy())
-    scaled = import_store(tmp_path / "x.safetensors", tmp_path / "y.zarr")
-    np.testing.assert_allclose(values(scaled, "a", "pooled").max(), 1e30, rtol=1e-2)
+    with pytest.raises(StoreError, match=r"1e\+30 in sample '3' .* fewer than 8 bits.*dtype='float32'"):
+        import_store(tmp_path / "x.safetensors", tmp_path / "y.zarr")
+    rows[3, 2] = 1e6
+    save_file({"a": rows, "e": torch.zeros(9, 3, dtype=torch.bfloat16)}, tmp_path / "z.safetensors")
+    scaled = import_store(tmp_path / "z.safetensors", tmp_path / "z.zarr")
+    np.testing.assert_allclose(values(scaled, "a", "pooled"), rows.float().numpy(), rtol=2**-11, atol=2**-21)
 
 
 @pytest.mark.parametrize(

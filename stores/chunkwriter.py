@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import filling
 from .chunkfiles import Encoded
 from .commits import CommitLog, CommitRecord
 from .committer import Committer
@@ -88,8 +87,6 @@ class ChunkWriter:
 
         They have to be stored as they are, and to have a place that nobody else writes to.
         """
-        if rows.nbytes < filling.DIRECT:
-            return None
         for chunk, part in self._parts(sample, len(rows)):
             run = self._filling(chunk).run(rows[part])
             return None if run is None else (part, run)
@@ -102,7 +99,7 @@ class ChunkWriter:
             StoreError: the rows before cannot be read back from the disk.
         """
         scaled = self._now is not None and self._now.exponent > 0
-        if self.spec.dtype != "float16" or (top <= FP16_MAX and not scaled):
+        if (top <= FP16_MAX and not scaled) or self.spec.dtype != "float16":
             return None
         for chunk, place in self._parts(sample, len(rows)):
             tops = row_absmax(rows[place])
@@ -110,10 +107,11 @@ class ChunkWriter:
             if self._now is not None and self._now.chunk == chunk:
                 if self._now.absmax > largest:
                     loudest, largest = self._loudest, self._now.absmax
-                try:
-                    least = min(least, self._now.least())
-                except OSError as error:
-                    raise self._failed(chunk, error) from error
+                if largest > FP16_MAX:
+                    try:
+                        least = min(least, self._now.least())
+                    except OSError as error:
+                        raise self._failed(chunk, error) from error
             if not suits(exponent_for(largest), least):
                 return Conflict(
                     loudest, largest, least, samples_holding(self.bounds, *self.spec.rows_of(chunk))

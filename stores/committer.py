@@ -84,10 +84,11 @@ class Committer:
         Raises:
             StoreError: the disk is full, read-only or broken, or another writer got in between.
         """
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
-        for future in done:
-            self._failure = self._failure or future.exception()
+        if self._pending:
+            done = [future for future in self._pending if future.done()]
+            self._pending = [future for future in self._pending if not future.done()]
+            for future in done:
+                self._failure = self._failure or future.exception()
         if self._failure is not None:
             raise self._failure
 

@@ -68,8 +68,8 @@ class Filling:
         """Return rows that follow as a run, if they would go to the file as they are."""
         spec = self._spec
         if (
-            self.draft is None
-            or rows.nbytes < DIRECT
+            rows.nbytes < DIRECT
+            or self.draft is None
             or rows.dtype != spec.dtype
             or self.exponent
             or spec.compressed

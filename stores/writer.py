@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from . import filling
 from .chunkwriter import ChunkWriter
 from .commits import CommitLog
 from .committer import Committer
@@ -37,6 +38,9 @@ class SampleRows:
     pooled: np.ndarray | None = None
 
 
+_NOTHING = SampleRows()
+
+
 @dataclass(slots=True, eq=False)
 class _Part:
     """A sample's rows in one array on their way there; those in `begun` are written before they are checked."""
@@ -54,13 +58,10 @@ class _Part:
             StoreError: NaN, infinity, or beyond what the array can hold.
         """
         if self.rows.ndim > 1:
-            self.top = self._largest()
+            self.top = absmax(self.rows) if self.begun is None else self._largest(*self.begun)
             check_top(self.where, self.rows, self.top, self.writer.spec.dtype)
 
-    def _largest(self) -> float:
-        if self.begun is None:
-            return absmax(self.rows)
-        place, run = self.begun
+    def _largest(self, place: slice, run: Run) -> float:
         rest = (self.rows[: place.start], self.rows[place.stop :])
         return float(np.max([run.top, *map(absmax, rest)]))  # NaN if one of them is
 
@@ -168,7 +169,9 @@ class Writer:
         self._committer.check()
         if not 0 <= sample < len(self._ids):
             raise ValueError(f"sample index must be 0 to {len(self._ids) - 1}, got {sample}")
-        at = int(np.searchsorted(self._todo, sample))
+        at = self._done  # where it is, unless the caller goes astray
+        if at == len(self._todo) or self._todo[at] != sample:
+            at = int(np.searchsorted(self._todo, sample))
         if at == len(self._todo) or self._todo[at] != sample:
             return False
         if at != self._done:
@@ -202,7 +205,7 @@ class Writer:
             where = f"sample {sample} ({self._ids[sample]!r}), {kind} of {owner!r}"
             n_rows = int(writer.bounds[sample + 1] - writer.bounds[sample])
             if kind in ("tokens", "pooled"):
-                both = rows.get(owner, SampleRows())
+                both = rows.get(owner, _NOTHING)
                 value = both.tokens if kind == "tokens" else both.pooled
                 shape = (n_rows, writer.spec.shape[1])
                 values = shaped_rows(where, value, shape, pooled=kind == "pooled")
@@ -238,9 +241,10 @@ class Writer:
         That is what takes the time. Another thread looks: it has the smaller share, so that nobody waits for
         it, and what is left when the rows are written is done here.
         """
-        for part in parts:
+        large = [part for part in parts if part.rows.nbytes >= filling.DIRECT]
+        for part in large:
             part.begun = part.writer.begin(sample, part.rows)
-        runs = [(part.writer, part.begun[1]) for part in parts if part.begun is not None]
+        runs = [(part.writer, part.begun[1]) for part in large if part.begun is not None]
         if not runs:
             return
         alone = sum(run.rows.nbytes for _, run in runs) < _WORTH_SHARING or default_threads() < 2

@@ -277,8 +277,10 @@ class ActivationStore:
     def writer(self, first_sample: int = 0, last_sample: int | None = None, *, depth: int = 4) -> Writer:
         """Return a writer of samples `first_sample` to `last_sample` (exclusive, default: to the end).
 
-        At most `depth` full chunks wait for the disk at a time, in as many threads. Its memory is one chunk
-        for each array and those. Several processes may write disjoint ranges at once; see `parts`.
+        At most `depth` full chunks wait for the disk at a time, in as many threads; one more looks at large
+        rows while `put` writes them. Its memory is at most one chunk for each array and those; rows of a
+        megabyte and more in the dtype of their point need none. Several processes may write disjoint ranges
+        at once; see `parts`.
 
         Raises:
             StoreBusyError: a live writer owns some of the samples.

@@ -171,8 +171,11 @@ class ChunkWriter:
         return failure
 
     def _prepare_next(self, now: Filling) -> None:
+        """Have the next file made while this chunk fills; at half time, when the one before has been committed."""
         follows = now.chunk + 1
-        if self._next is None and follows < len(self.wanted) and self.wanted[follows]:
+        if self._next is not None or 2 * now.rows < self.spec.chunk_rows:
+            return
+        if follows < len(self.wanted) and self.wanted[follows]:
             draft = self._draft(follows)
             if draft is not None:
                 self._next = follows, draft

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from google_crc32c import extend as _extend
 
 try:
     from awscrt.checksums import crc32c as _compute  # type: ignore[import-not-found, unused-ignore]
@@ -18,14 +19,10 @@ try:
     LIBRARY = "awscrt"
     """Which library computes it here."""
 except ImportError:
-    from google_crc32c import extend as _extend
-
     LIBRARY = "google_crc32c"
 
     def _compute(data: memoryview | bytes, value: int) -> int:
-        # google_crc32c refuses memoryviews, but takes arrays.
-        found: int = _extend(value, np.frombuffer(data, np.uint8))
-        return found
+        return _briefly(data, value)
 
 
 PIECE = 2**20
@@ -35,9 +32,20 @@ TRAILER = 4
 """Bytes of checksum that Zarr's `crc32c` codec puts after a chunk, little endian."""
 
 
+_BRIEF = 2**14  # bytes that are summed before another thread would have given the interpreter's lock back
+
+
+def _briefly(data: memoryview | bytes, value: int) -> int:
+    # google_crc32c refuses memoryviews, but takes arrays.
+    found: int = _extend(value, np.frombuffer(data, np.uint8))
+    return found
+
+
 def crc32c(data: memoryview | bytes, value: int = 0) -> int:
     """Return the CRC-32C of `data`; `value` is the checksum of the bytes before it."""
-    return int(_compute(data, value)) if len(data) else value
+    if len(data) <= _BRIEF:
+        return _briefly(data, value) if len(data) else value
+    return int(_compute(data, value))
 
 
 @lru_cache(maxsize=16)

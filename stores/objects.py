@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from .remote import Place, RemotePath, local
 from .zarrjson import ArraySpec
 
 Staged = Path | None
+KEPT_OPEN = 64
+"""Files of chunks that a writer keeps open at most."""
 
 
 class Publishing(Protocol):
@@ -35,10 +38,11 @@ class LocalPublisher:
     def __init__(self) -> None:
         """Start with nothing waiting."""
         self._publisher = Publisher()
+        self._kept = threading.BoundedSemaphore(KEPT_OPEN)
 
     def draft(self, spec: ArraySpec, chunk: int, file: Place) -> Draft | None:
         """Return the temporary file of a chunk."""
-        return Draft(spec, chunk, local(file))
+        return Draft(spec, chunk, local(file), self._kept)
 
     def stage_chunk(self, file: Place, encoded: Encoded, written: int, draft: Draft | None) -> Staged:
         """Complete and sync the temporary file.

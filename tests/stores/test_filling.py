@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_a_full_disk_shows_before_anything_is_written(
     monkeypatch.setattr(os, "posix_fallocate", full)
     parts = iter([memoryview(b"a")])
     with pytest.raises(OSError, match="No space"):
-        Draft(SPEC, 0, tmp_path / "0/0").write(parts, 0)
+        Draft(SPEC, 0, tmp_path / "0/0", threading.Semaphore(0)).write(parts, 0)
     assert list(parts) == [b"a"]
     assert not list((tmp_path / "0").iterdir())
 
@@ -83,7 +84,7 @@ def test_file_systems_that_cannot_reserve(
     else:
         monkeypatch.setattr(os, "posix_fallocate", refused)
     monkeypatch.setattr(durable, "PIECE", 3)
-    draft = Draft(SPEC, 0, tmp_path / "0/0")
+    draft = Draft(SPEC, 0, tmp_path / "0/0", threading.Semaphore(0))
     draft.write([memoryview(b"0123456789")], 0)
     assert draft.finish([(10, b"ab")]).read_bytes() == b"0123456789ab"
 
@@ -99,7 +100,7 @@ def test_what_goes_to_the_file_directly_and_by_the_buffer_is_one_chunk(
     monkeypatch.setattr(runs, "PIECE", 4 * WIDTH * 2)
     spec = ArraySpec("p", (100, WIDTH), "float16", 32, inner)
     rows = np.random.default_rng(0).standard_normal((32, WIDTH)).astype(np.float16)
-    draft = Draft(spec, 1, tmp_path / "1/0")
+    draft = Draft(spec, 1, tmp_path / "1/0", threading.Semaphore(large))
     now = Filling(spec, 1, aligned_empty, draft)
     at = 0
     for kind in kinds:
@@ -135,7 +136,7 @@ def test_what_goes_to_the_file_directly_and_by_the_buffer_is_one_chunk(
 
 def test_a_file_that_changed_before_it_is_read_back_is_noticed(tmp_path: Path) -> None:
     spec = ArraySpec("p", (100, WIDTH), "float16", 32)
-    now = Filling(spec, 0, aligned_empty, Draft(spec, 0, tmp_path / "0/0"))
+    now = Filling(spec, 0, aligned_empty, Draft(spec, 0, tmp_path / "0/0", threading.Semaphore(1)))
     run = now.run(np.ones((9, WIDTH), np.float16))
     assert run is not None
     now.write(run, look=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -66,7 +66,7 @@ class Committer:
             yield
         finally:
             if not helper.cancel():
-                wait([helper])
+                helper.exception()  # waits
         if not helper.cancelled():
             helper.result()
 

@@ -143,21 +143,20 @@ def check_top(where: str, rows: np.ndarray, top: float, dtype: str) -> None:
         )
 
 
-def checked_column(where: str, kind: str, value: Any, n_rows: int) -> np.ndarray:
-    """Return a token column of `n_rows`; what is not given is -1 (ids) or 0 (modality).
+def checked_column(where: str, kind: str, value: Any, n_rows: int) -> tuple[np.ndarray, float]:
+    """Return a token column of `n_rows` and its largest magnitude; what is not given is -1 (ids) or 0 (modality).
 
     Raises:
         ValueError: wrong length or type, or a value out of range.
     """
     dtype, missing = (np.int32, -1) if kind == "ids" else (np.uint8, 0)
     if value is None:
-        return np.full(n_rows, missing, dtype)
+        return np.full(n_rows, missing, dtype), float(-missing)
     array = np.asarray(value)
     if array.shape != (n_rows,) or array.dtype.kind not in "iu":
         raise ValueError(f"{where}: expected {n_rows} integers, got {array.dtype} {array.shape}")
     low, high = (np.iinfo(np.int32).min, np.iinfo(np.int32).max) if kind == "ids" else (0, _MODALITIES - 1)
-    if n_rows and not low <= int(array.min()) <= int(array.max()) <= high:
-        raise ValueError(
-            f"{where}: values must be {low} to {high}, got {int(array.min())} to {int(array.max())}"
-        )
-    return array.astype(dtype)
+    least, most = (int(array.min()), int(array.max())) if n_rows else (0, 0)
+    if not low <= least <= most <= high:
+        raise ValueError(f"{where}: values must be {low} to {high}, got {least} to {most}")
+    return array.astype(dtype), float(max(-least, most))

@@ -52,12 +52,12 @@ class _Part:
     begun: tuple[slice, Run] | None = None
 
     def check(self) -> None:
-        """Find the largest absolute value.
+        """Find the largest absolute value, if it is not known.
 
         Raises:
             StoreError: NaN, infinity, or beyond what the array can hold.
         """
-        if self.rows.ndim > 1:
+        if self.top is None:
             self.top = absmax(self.rows) if self.begun is None else self._largest(*self.begun)
             check_top(self.where, self.rows, self.top, self.writer.spec.dtype)
 
@@ -208,11 +208,11 @@ class Writer:
                 both = rows.get(owner, _NOTHING)
                 value = both.tokens if kind == "tokens" else both.pooled
                 shape = (n_rows, writer.spec.shape[1])
-                values = shaped_rows(where, value, shape, pooled=kind == "pooled")
+                parts.append(_Part(writer, where, shaped_rows(where, value, shape, pooled=kind == "pooled")))
             else:
                 pair = tokens.get(owner, (None, None))
-                values = checked_column(where, kind, pair[kind == "modality"], n_rows)
-            parts.append(_Part(writer, where, values))
+                values, top = checked_column(where, kind, pair[kind == "modality"], n_rows)
+                parts.append(_Part(writer, where, values, top))
         self._written(sample, parts)
         for part in parts:
             part.check()
@@ -225,7 +225,7 @@ class Writer:
         Raises:
             StoreError: it would.
         """
-        found = None if part.top is None else part.writer.conflict(sample, part.rows, part.top)
+        found = part.writer.conflict(sample, part.rows, part.top or 0.0)
         if found is not None:
             first, last = (self._ids[index] for index in (found.samples[0], found.samples[1] - 1))
             raise StoreError(

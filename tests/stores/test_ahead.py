@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from modegap.stores import (
     StorePlan,
     committer,
     filling,
+    objects,
     runs,
     verify,
     writer,
@@ -225,3 +228,40 @@ def test_work_beside_is_over_when_the_block_is_left() -> None:
     with pytest.raises(KeyError), at_work.beside(lambda: done.append(2)):
         raise KeyError
     at_work.finish()
+
+
+@pytest.mark.parametrize("room", [0, 1, 64])
+def test_descriptors_are_few_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, room: int
+) -> None:
+    """Whether the files of chunks stay open or have to be opened anew; also of a writer that is forgotten."""
+    monkeypatch.setattr(objects, "KEPT_OPEN", room)
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("only Linux lists a process's descriptors")
+    store = ActivationStore.create(tmp_path / "s.zarr", plan())
+    before = descriptors()
+    at_work = store.writer()
+    for sample in range(3):
+        at_work.put(sample, given(sample))
+    kept = descriptors() - before
+    assert kept <= room
+    assert (kept > 0) is (room > 0)
+    at_work.close()
+    assert descriptors() == before
+    at_work = store.writer()
+    for sample in at_work.todo.tolist()[:3]:
+        at_work.put(sample, given(sample))
+    del at_work
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while descriptors() > before and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread may still be at a chunk's end
+    assert descriptors() == before
+    with store.writer() as again:
+        for sample in again.todo.tolist():
+            again.put(sample, given(sample))
+    assert files_of(store.path) == files_of(written(tmp_path / "t.zarr").path)

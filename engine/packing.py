@@ -48,7 +48,7 @@ def pack(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> Packed:
         pickler: a pickler that takes more kinds of values (functions of a script, say).
     """
     header, values = split(value, pickler)
-    arrays = (_plain(one) for one in values)
+    arrays = (plain(one) for one in values)
     return Packed(header, tuple(np.ascontiguousarray(array).reshape(array.shape) for array in arrays))
 
 
@@ -57,7 +57,7 @@ def unpack(packed: Packed) -> Any:
 
     def restored(kind: str, number: int) -> Any:
         array = packed.arrays[number]
-        return _RESTORE[kind](array if array.flags.writeable else array.copy())
+        return remade(kind, array if array.flags.writeable else array.copy())
 
     return _Unpickler(io.BytesIO(packed.header), restored).load()
 
@@ -137,26 +137,33 @@ def _packing(base: type[pickle.Pickler]) -> Callable[..., Any]:
             if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
                 return None
             if id(value) not in self._known:
-                self._known[id(value)] = (_kind(value), len(self.values))
+                self._known[id(value)] = (kind_of(value), len(self.values))
                 self.values.append(value)
             return self._known[id(value)]
 
     return Packing
 
 
-def _kind(value: torch.Tensor | np.ndarray) -> str:
+def kind_of(value: torch.Tensor | np.ndarray) -> str:
+    """Whether it is a tensor or an array, for `remade`."""
     if isinstance(value, np.ndarray):
         return "numpy"
     return "bfloat16" if value.dtype is torch.bfloat16 else "torch"
 
 
-def _plain(value: torch.Tensor | np.ndarray) -> np.ndarray:
+def plain(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The value as an array on the host, of the same memory if it is there."""
     if isinstance(value, np.ndarray):
         return value
     host = value.detach().cpu()
     # numpy has no bfloat16
-    plain: np.ndarray = (host.view(torch.int16) if host.dtype is torch.bfloat16 else host).numpy()
-    return plain
+    array: np.ndarray = (host.view(torch.int16) if host.dtype is torch.bfloat16 else host).numpy()
+    return array
+
+
+def remade(kind: str, array: np.ndarray) -> torch.Tensor | np.ndarray:
+    """What `plain` and `kind_of` were of, in the memory of the array."""
+    return _RESTORE[kind](array)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -174,7 +181,7 @@ class _Unpickler(pickle.Unpickler):
         return self._made[key]
 
 
-_RESTORE: dict[str, Callable[[np.ndarray], Any]] = {
+_RESTORE: dict[str, Callable[[np.ndarray], torch.Tensor | np.ndarray]] = {
     "numpy": lambda array: array,
     "torch": torch.from_numpy,
     "bfloat16": lambda array: torch.from_numpy(array).view(torch.bfloat16),
@@ -223,27 +230,44 @@ def _part(header: bytes, arrays: tuple[np.ndarray, ...], rows: int) -> Part:
     return Part(unpack(Packed(header, arrays)), rows)
 
 
-def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any, int]:
-    """What every share of a pass starts from, and the bytes of a share's part.
+class Pilot:
+    """Takes the first rows of a pass for what every share of it starts from.
 
     A reduction of blocks chooses a shift from the first one. It is chosen here, from the block that one process
     would take, and `fresh` hands it on. Every worker waits for it, so a reduction may have a method `settle` that does
     no more than that.
+
+    Attributes:
+        reduction: what has taken them; `fresh` of it is what shares start from.
+    """
+
+    def __init__(self, reduction: Any, boundary: int) -> None:
+        """For a reduction, which stays as it was, of blocks of `boundary` rows."""
+        self.reduction = reduction.fresh()
+        self._left = boundary
+        self._take = self.reduction.settle if _settles(type(self.reduction)) else self.reduction.update
+
+    def take(self, batch: Any) -> bool:
+        """Look at the next rows; returns whether a block is full now."""
+        self._take(batch)
+        self._left -= len(batch)
+        return self._left <= 0
+
+
+def settled(reduction: Any, batches: Iterable[Any], boundary: int) -> tuple[Any, int]:
+    """What every share of a pass starts from, and the bytes of a share's part.
 
     Args:
         reduction: it stays as it was.
         batches: of the pass, from its first row on; as many are taken as make a block.
         boundary: rows a block.
     """
-    pilot, left = reduction.fresh(), boundary
-    take = pilot.settle if _settles(type(pilot)) else pilot.update
+    pilot = Pilot(reduction, boundary)
     for batch in batches:
-        take(batch)
-        left -= len(batch)
-        if left <= 0:
+        if pilot.take(batch):
             break
     # A block that is not full settles its shift when it is merged as the end of the rows.
-    return pilot.fresh(), Part(pilot).nbytes
+    return pilot.reduction.fresh(), Part(pilot.reduction).nbytes
 
 
 def _settles(kind: type) -> bool:

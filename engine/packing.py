@@ -221,7 +221,7 @@ class Part:
         self._from: dict[int, str] = {}
 
     def merged(self, other: Part) -> Part:
-        """Both, on a GPU where one of them was; neither is changed, so that a merge that was cut short is done again."""
+        """Both, on a GPU where one was; neither is changed, so that a merge that was cut short can be done again."""
         ours, theirs = self._back(), other._back()
         whole = ours.fresh().merge(ours).merge(theirs)
         return Part(whole, self.rows + other.rows)

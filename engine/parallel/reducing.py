@@ -138,10 +138,11 @@ class _Share:
                     settle(None)  # what may be cut anywhere settles nothing
             options = {**self.options, "start": shard.start, "stop": shard.stop, "progress": self.progress}
             with closing(cast("Any", stream(self.store, self.point, **options))) as batches:
-                for batch in batches:
+                for number, batch in enumerate(batches):
                     if pilot is not None and pilot.take(batch):
-                        settle(pilot.reduction.fresh().state_dict())
-                        pilot = None
+                        state, pilot = settle(pilot.reduction.fresh().state_dict()), None
+                        # else it has rows already, and will choose as the pilot did
+                        one = one if number else self._begun(state)
                     elif not settled and not self.ranks.first:
                         one = self._begun(settle(None))
                     one.update(batch)

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modegap.engine import packing
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.chunks import Selection
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import ClassMoments, Moments
-from modegap.engine import packing
 from modegap.engine.packing import Part, load_packed, pack, save_packed, settled, unpack
 from modegap.engine.shards import Grain, Node, cut, grain, sizes, spans, tree
 
@@ -92,7 +92,17 @@ def test_shards_are_large_beside_their_result() -> None:
 
 def test_shards_of_gpus_are_long_beside_a_task_and_evenly_many() -> None:
     state, row, gib = 134_000_000, 8192, (1 << 30) // 8192
-    for nbytes, count in ((1, 1), (3, 1), (4, 2), (8, 4), (16, 8), (31, 8), (250, 64), (1024, 64), (1025, 128)):
+    for nbytes, count in (
+        (1, 1),
+        (3, 1),
+        (4, 2),
+        (8, 4),
+        (16, 8),
+        (31, 8),
+        (250, 64),
+        (1024, 64),
+        (1025, 128),
+    ):
         of = grain(nbytes * gib, row, state, device="cuda:0")
         assert len(sizes(nbytes * gib, of, 1)) == count, nbytes
         assert of.least == of.target == -(-nbytes * gib // count)

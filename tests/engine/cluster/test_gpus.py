@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from modegap.engine.batch import ActivationBatch
-from modegap.engine.cluster import Cluster, plan_reduction, reduce_on
+from modegap.engine.cluster import Cluster, plan_reduction, reduce_on, simulation
 from modegap.engine.cluster import reducing as cluster_reducing
-from modegap.engine.cluster import simulation
 from modegap.engine.cluster.passes import leaf, prepare
 from modegap.engine.cluster.session import Graph
 from modegap.engine.moments import Moments
@@ -134,7 +133,9 @@ def test_a_run_goes_on_from_its_few_files(
 def test_the_plan_of_gpus() -> None:
     one, two, four = (plan_reduction(n << 20, 4096, workers=n, device="cuda") for n in (1, 2, 4))
     assert (one.shards, two.shards, four.shards) == (4, 8, 16)
-    assert (one.moved_bytes, two.moved_bytes, four.moved_bytes) == tuple(n * one.part_bytes for n in (0, 1, 3))
+    assert (one.moved_bytes, two.moved_bytes, four.moved_bytes) == tuple(
+        n * one.part_bytes for n in (0, 1, 3)
+    )
     assert one.folder_bytes == 0
     assert one.seconds == pytest.approx(one.read_bytes / 19e9 + 4 * 0.025)
     many = plan_reduction(1000 * 32768, 4096, workers=8, device="cuda")
@@ -159,4 +160,6 @@ def test_a_part_stays_on_its_gpu_and_goes_back_to_one() -> None:
         found = pair[0].merged(pair[1]).reduction
         assert found.state_dict()["gram"].is_cuda
         assert torch.equal(found.state_dict()["gram"].tril(), wanted.state_dict()["gram"].tril())
-        assert torch.equal(found.finalize().covariance, parts[0].merged(parts[1]).reduction.finalize().covariance)
+        assert torch.equal(
+            found.finalize().covariance, parts[0].merged(parts[1]).reduction.finalize().covariance
+        )

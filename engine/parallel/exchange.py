@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from modegap.engine.packing import joined, kind_of, plain, remade, split
 from .ranks import Ranks
 
 _SMALL = 1 << 16
-"""Bytes of an array on the host that goes with the words about all of them."""
+"""Bytes of a small array: on the host it goes with the words about all of them, on a GPU in one message with others."""
+_ALIGNED = 16
 
 _Described = tuple[str, np.ndarray] | tuple[str | torch.dtype, tuple[int, ...], bool]
 """A small array itself, after its kind; of others dtype (numpy's as a string), shape, and whether on a device."""
@@ -49,18 +51,38 @@ def broadcast(value: Any, source: int, ranks: Ranks) -> Any:
 
 
 def _message(value: Any, carrier: torch.device) -> list[torch.Tensor]:
-    """Size of the words, the words, then every larger array as bytes."""
+    """Size of the words, the words, small arrays of a GPU as one, then every other array as bytes."""
     header, values = split(value)
     words = bytearray(pickle.dumps((header, [_described(one) for one in values])))
     sent = [torch.tensor([len(words)]), torch.frombuffer(words, dtype=torch.uint8)]
+    small: list[torch.Tensor] = []
+    large: list[torch.Tensor] = []
     for one in values:
-        if _goes_along(one) or not _count(one):
+        if _goes_along(one):
             continue
         plain = torch.from_numpy(np.ascontiguousarray(one)) if isinstance(one, np.ndarray) else one.detach()
         # without NCCL what is on a GPU goes over the host
         place = plain.device if plain.device.type == carrier.type else torch.device("cpu")
-        sent.append(plain.to(place).contiguous().reshape(-1).view(torch.uint8))
-    return sent
+        of = small if _there(one) and plain.nbytes <= _SMALL else large
+        of.append(plain.to(place).contiguous().reshape(-1).view(torch.uint8))
+    return sent + [one for one in (together(small), *large) if len(one)]
+
+
+def together(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Bytes of several tensors in one [n], each at a multiple of 16."""
+    if not pieces:
+        return torch.empty(0, dtype=torch.uint8)
+    room = [-(-len(piece) // _ALIGNED) * _ALIGNED for piece in pieces]
+    whole = torch.empty(sum(room), dtype=torch.uint8, device=pieces[0].device)
+    for piece, at in zip(pieces, accumulate(room, initial=0), strict=False):
+        whole[at : at + len(piece)].copy_(piece)
+    return whole
+
+
+def apart(whole: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+    """What `together` joined, pieces of so many bytes, as views."""
+    room = [-(-count // _ALIGNED) * _ALIGNED for count in counts]
+    return [whole[at : at + n] for n, at in zip(counts, accumulate(room, initial=0), strict=False)]
 
 
 def _described(value: torch.Tensor | np.ndarray) -> _Described:
@@ -68,15 +90,16 @@ def _described(value: torch.Tensor | np.ndarray) -> _Described:
         return kind_of(value), plain(value)
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, False
-    return value.dtype, tuple(value.shape), value.device.type != "cpu"
+    return value.dtype, tuple(value.shape), _there(value)
 
 
 def _goes_along(value: torch.Tensor | np.ndarray) -> bool:
-    return (isinstance(value, np.ndarray) or value.device.type == "cpu") and value.nbytes <= _SMALL
+    return not _there(value) and value.nbytes <= _SMALL
 
 
-def _count(value: torch.Tensor | np.ndarray) -> int:
-    return value.size if isinstance(value, np.ndarray) else value.numel()
+def _there(value: torch.Tensor | np.ndarray) -> bool:
+    """Whether it lies on a device."""
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 def _assembled(carrier: torch.device, fill: Callable[[torch.Tensor], Any]) -> Any:
@@ -91,16 +114,33 @@ def _assembled(carrier: torch.device, fill: Callable[[torch.Tensor], Any]) -> An
     fill(size)
     # from a process of the same run, started by the same command
     header, described = pickle.loads(take(int(size), host).numpy().tobytes())
+    counts = [_bytes(one) for one in described]
+    small = [i for i, (one, n) in enumerate(zip(described, counts, strict=True)) if _joins(one, n)]
+    came: dict[int, torch.Tensor] = {}
+    if small:
+        room = sum(-(-counts[i] // _ALIGNED) * _ALIGNED for i in small)
+        came = dict(zip(small, apart(take(room, carrier), [counts[i] for i in small]), strict=True))
     values: list[torch.Tensor | np.ndarray] = []
-    for one in described:
+    for i, one in enumerate(described):
         if len(one) == 2:
             values.append(remade(*one))
             continue
         dtype, shape, there = one
+        plain = came[i] if i in came else take(counts[i], carrier if there else host)
         if isinstance(dtype, str):
-            of = np.dtype(dtype)
-            values.append(take(math.prod(shape) * of.itemsize, host).numpy().view(of).reshape(shape))
+            values.append(plain.numpy().view(np.dtype(dtype)).reshape(shape))
         else:
-            came = take(math.prod(shape) * dtype.itemsize, carrier if there else host)
-            values.append(came.view(dtype).reshape(shape))
+            values.append(plain.view(dtype).reshape(shape))
     return joined(header, values)
+
+
+def _bytes(one: _Described) -> int:
+    """Of an array that travels as such."""
+    if len(one) == 2:
+        return 0
+    dtype, shape, _ = one
+    return math.prod(shape) * (np.dtype(dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
+def _joins(one: _Described, count: int) -> bool:
+    return len(one) == 3 and one[2] and count <= _SMALL

@@ -31,7 +31,7 @@ _MOST_EMBEDDED = 1 << 20
 _MOST_REPEATED = 64 << 10
 """Bytes of what every leaf starts from that each takes with it; more is passed on from worker to worker."""
 DEVICE_KEPT_BYTES = 64 << 30
-"""On GPUs a partial result of fewer bytes of rows gets no file: to write 134 MB takes as long as to read some 10 GB."""
+"""On GPUs a partial result of fewer bytes of rows gets no file: to write 134 MB takes as long as to read gigabytes of rows."""
 
 
 def reduce_on(

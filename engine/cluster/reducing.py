@@ -31,7 +31,7 @@ _MOST_EMBEDDED = 1 << 20
 _MOST_REPEATED = 64 << 10
 """Bytes of what every leaf starts from that each takes with it; more is passed on from worker to worker."""
 DEVICE_KEPT_BYTES = 64 << 30
-"""On GPUs a partial result of fewer bytes of rows gets no file: to write 134 MB takes as long as to read gigabytes of rows."""
+"""On GPUs a result of fewer bytes of rows gets no file: 134 MB take as long to write as gigabytes of rows to read."""
 
 
 def reduce_on(

@@ -13,7 +13,8 @@ import torch
 
 from .harness import Device
 
-_PACKAGES = {"triton": ("triton",), "cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x"), "numpy": ("numpy",),
+_PACKAGES = {"triton": ("triton",), "cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x"),
+             "kvikio": ("kvikio-cu13", "kvikio-cu12", "kvikio"), "numpy": ("numpy",),
              "scikit-learn": ("scikit-learn",), "scipy": ("scipy",), "dask": ("dask",), "dask-ml": ("dask-ml",),
              "opacus": ("opacus",)}  # fmt: skip
 

@@ -6,8 +6,8 @@ fp16 rows of width 4096. A store is written (not timed against anything), then, 
   preadv      the chunks' files into pinned buffers, by threads; no checks
   mmap        the same from memory maps that are faulted in already
   verified    the same through `RowArray.chunk`, checksums compared on the host
-  stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers, by rows a
-              batch, and by what is read and copied at a time, with torch's copies and with the driver's
+  stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers and by rows
+              a batch; with KvikIO, if it is installed, and without
   checksum    the kernel that verifies: the chunks of one buffer, and one chunk
   covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
   compute     the same reduction over batches that are on the GPU already
@@ -52,7 +52,6 @@ from modegap.stores import (
     aligned_empty,
 )
 
-from .driver_copies import DriverCopies
 from .store_gpu_report import HostSums, complaint, goals, machine, roomy
 
 WIDTH, SAMPLE_ROWS, BLOCKS = 4096, 512, 37
@@ -275,13 +274,9 @@ class Bench:
 
         return self.rate(run)
 
-    def in_pieces(self, mib: int | None, copies: type[CudaCopies]) -> dict[str, dict[str, float]]:
-        """Stream and covariance in pieces of some MiB (None: whole chunks), with torch's copies or the driver's."""
-        size = None if mib is None else mib << 20
-        with (
-            patch("modegap.engine.prefetch.PIECE_BYTES", size),
-            patch("modegap.engine.stream.CudaCopies", copies),
-        ):
+    def without_kvikio(self) -> dict[str, dict[str, float]]:
+        """Stream and covariance by threads of Python."""
+        with patch.object(CudaCopies, "files", lambda self, threads: None):
             return {"stream": self.streamed(None, True), "covariance": self.covariance()}
 
     def verified_on_the_host(self) -> dict[str, float]:
@@ -339,12 +334,7 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream, not verified", lambda: {"default": bench.streamed(None, False)}
     yield "stream, verified on the host", lambda: {"default": bench.verified_on_the_host()}
     yield "covariance", bench.covariance
-    ways = [
-        (f"{mib or 'whole chunks'}, {kind.__name__}", mib, kind)
-        for kind in (CudaCopies, DriverCopies)
-        for mib in (None, 4)
-    ]
-    yield "by MiB a piece", lambda: {name: bench.in_pieces(mib, kind) for name, mib, kind in ways}
+    yield "without KvikIO", bench.without_kvikio
     yield "compute", bench.compute
     yield "checksum", bench.checksum
     yield "preadv", lambda: {str(t): bench.threaded(t, bench.preadv) for t in counts}
@@ -355,7 +345,7 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
             for t in counts
         },
     )
-    yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}
+    yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}  # a pool only grows
     sizes = (2048, 4096, 8192, 16384, 32768)
     yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
 

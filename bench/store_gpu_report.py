@@ -19,7 +19,7 @@ from .environment import environment
 
 
 class HostSums(CudaCopies):
-    """Copies whose chunks the host has to verify."""
+    """Copies whose chunks the host has to verify, so that KvikIO cannot read them."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)

@@ -8,6 +8,19 @@ import torch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Magnitudes:
+    """The largest magnitude of each channel of a batch, as stored, fp32 [d].
+
+    Attributes:
+        channels: where the rows are.
+        host: the same numbers on the host.
+    """
+
+    channels: torch.Tensor
+    host: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ActivationBatch:
     """Rows of one hook point, as stored, with the columns that say where each came from.
 
@@ -23,6 +36,7 @@ class ActivationBatch:
         row: int64 [n] global row indices, on the host, where rows were left out; None where they are
             start, start + 1, ...
         stop: the first global row after this batch, for continuing; None means start + n.
+        magnitudes: of x, where a reader has found them on a GPU: a reduction then need not wait for the GPU.
     """
 
     x: torch.Tensor
@@ -34,6 +48,7 @@ class ActivationBatch:
     modality: torch.Tensor | None = None
     row: torch.Tensor | None = None
     stop: int | None = None
+    magnitudes: Magnitudes | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless x is a matrix and every column is as long as it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,12 +12,17 @@ import numpy as np
 import torch
 
 from .batch import ActivationBatch
+from .direct import Chunks, FileSlot, Loading, Ring
+from .files import Files
 from .prefetch import Part, Slot, Slots
+from .upload import Copies
 
 if TYPE_CHECKING:
     from modegap.stores import RowArray
 
 _MODALITY_WINDOW = 1 << 20
+_LOOKED_AT = 4
+"""Batches of a buffer whose magnitudes are looked for ahead; of small ones their consumer does that as fast."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +48,12 @@ class Selection:
 
 @dataclass(slots=True)
 class Piece:
-    """What one buffer holds once its parts are filled: batches over it, and how far the reading has come."""
+    """What one buffer holds once its parts are filled: batches over it, made then, and how far the reading has come."""
 
     slot: Slot
     parts: Sequence[Part] = ()
-    batches: list[ActivationBatch] = field(default_factory=list)
+    loading: Loading | None = None
+    batches: Iterator[ActivationBatch] = field(default_factory=lambda: iter(()))
     rows_done: int = 0
     bytes_done: int = 0
 
@@ -82,7 +87,7 @@ class ChunkReader:
     ) -> None:
         """Nothing is read yet."""
         self._rows, self._point, self._selection = rows, point, selection
-        self._start, self._stop, self._batch_rows = start, stop, batch_rows
+        self._start, self._stop, self._batch_rows = start, stop, max(batch_rows, 1)
         self._per_span = max(batch_rows // rows.chunk_rows, 1)
         self._window = (0, 0)
         self._modality: np.ndarray | None = None
@@ -94,6 +99,10 @@ class ChunkReader:
     def buffer_rows(self) -> int:
         """Rows a buffer must hold."""
         return min(self._per_span, max(self._rows.n_chunks, 1)) * self._rows.chunk_rows
+
+    def gather(self, rows: int) -> None:
+        """Read up to so many rows at a time, where that is more than one batch."""
+        self._per_span = max(self._per_span, rows // self._rows.chunk_rows)
 
     @property
     def chunk_rows(self) -> int:
@@ -115,8 +124,8 @@ class ChunkReader:
         """Rows from start to stop, selected or not."""
         return self._stop - self._start
 
-    def load(self, slots: Slots) -> Iterator[Piece]:
-        """Plan slot after slot; runs in the prefetch thread, the parts in those that read."""
+    def load(self, slots: Slots | Ring) -> Iterator[Piece]:
+        """Plan slot after slot: parts for threads to read, or, in a ring, what is being read already."""
         read = 0
         for span in self._spans():
             sample = self._rows.sample_of_row(span.lo, span.hi)
@@ -125,12 +134,12 @@ class ChunkReader:
             index = None if keep is None or keep.all() else np.flatnonzero(keep)
             if index is not None and not len(index):
                 continue
-            slot = slots.acquire()
-            parts = list(self._parts(span, slot, index))
-            read += len(parts) * self._rows.chunk_rows * self.width * self.dtype.itemsize
+            slot, parts, loading = self._begin(span, slots, index)
+            chunks = span.last - span.first if index is None else len(parts)
+            read += chunks * self._rows.chunk_rows * self.width * self.dtype.itemsize
             columns = (sample, self._rows.position(span.lo, span.hi), modality)
-            batches = list(self._cut(span, slot, index, columns))
-            yield Piece(slot, parts, batches, span.hi - self._start, read)
+            batches = self._cut(span, slot, index, columns)
+            yield Piece(slot, parts, loading, batches, span.hi - self._start, read)
 
     def _spans(self) -> Iterator[_Span]:
         size = self._rows.chunk_rows
@@ -148,12 +157,26 @@ class ChunkReader:
             yield _Span(first, last, at, stop)
             at = stop
 
+    def _begin(
+        self, span: _Span, slots: Slots | Ring, index: np.ndarray | None
+    ) -> tuple[Slot, list[Part], Loading | None]:
+        size = self._rows.chunk_rows
+        if isinstance(slots, Ring):
+            whole = slots.acquire()
+            begin, count, limit = span.lo - span.first * size, span.hi - span.lo, self._batch_rows
+            batches = [(begin + lo, begin + min(lo + limit, count)) for lo in range(0, count, limit)]
+            whole.look_at(batches if len(batches) <= _LOOKED_AT else ())
+            return whole, [], self._loading(span, whole, slots.files)
+        slot = slots.acquire()
+        return slot, list(self._parts(span, slot, index)), None
+
     def _parts(self, span: _Span, slot: Slot, index: np.ndarray | None) -> Iterator[Part]:
         """What fills a slot, a chunk each; a chunk without a selected row is not read."""
         size = self._rows.chunk_rows
+        pours = slot.staged and self._may_pour(slot.summed)
         for chunk in range(span.first, span.last):
             if index is None:
-                yield partial(self._in_pieces if self._can_pour(slot) else self._at_once, span, chunk, slot)
+                yield partial(self._unsummed if pours else self._at_once, span, chunk, slot)
                 continue
             start = chunk * size - span.lo
             first, last = np.searchsorted(index, [start, start + size]).tolist()
@@ -164,25 +187,49 @@ class ChunkReader:
     def _chunk(self, chunk: int, out: np.ndarray) -> None:
         self._rows.chunk(chunk, out, threads=1, verify=self._verify)
 
-    def _can_pour(self, slot: Slot) -> bool:
-        """Whether whole chunks go to the slot's device unchecked: nobody asked for that, or it sums words itself."""
-        summed = not self._verify or (slot.summed and self._words)
-        return slot.staged and self._rows.plain and summed
+    def files(self, device: Copies, threads: int) -> Files | None:
+        """What can read the chunks by itself: plain ones, wanted whole, that the device sums if they are verified."""
+        if self._selection or not self._may_pour(device.sums):
+            return None
+        return device.files(threads)
+
+    def _may_pour(self, summed: bool) -> bool:
+        """Whether whole chunks go to a device unchecked: nobody asked for that, or it sums words itself."""
+        return self._rows.plain and (not self._verify or (summed and self._words))
 
     def _at_once(self, span: _Span, chunk: int, slot: Slot) -> None:
         """Read a chunk, verified or not, on the host."""
         size = self._rows.chunk_rows
         slot.fill((chunk - span.first) * size, size, partial(self._whole, span, chunk))
 
-    def _in_pieces(self, span: _Span, chunk: int, slot: Slot) -> None:
+    def _unsummed(self, span: _Span, chunk: int, slot: Slot) -> None:
         """Read a chunk whose bytes the device will sum, all of them: also those of rows beyond the span."""
-        part, size = chunk - span.first, self._rows.chunk_rows
-        with closing(slot.pieces(part * size, size)) as pieces:
-            sums = self._rows.chunk_in_pieces(chunk, pieces)
-        if sums is None:
+        found: list[tuple[int, int] | None] = []
+
+        def read(out: np.ndarray) -> tuple[int, int]:
+            found.append(self._rows.chunk_unsummed(chunk, out))
+            return (0, len(out)) if found[0] is not None else (0, 0)
+
+        size = self._rows.chunk_rows
+        slot.fill((chunk - span.first) * size, size, read)
+        if found[0] is None:
             self._at_once(span, chunk, slot)
         elif self._verify:
-            slot.expect(part, sums, partial(slot.fill, part * size, size, partial(self._all, chunk)))
+            self._expect(span, slot, chunk, found[0])
+
+    def _loading(self, span: _Span, slot: FileSlot, files: Files) -> Loading:
+        chunks = Chunks(
+            range(span.first, span.last),
+            self._rows.chunk_rows,
+            self._rows.extent,
+            lambda chunk: self._at_once(span, chunk, slot),
+            partial(self._expect, span, slot) if self._verify else None,
+        )
+        return Loading(slot, files, chunks)
+
+    def _expect(self, span: _Span, slot: Slot, chunk: int, sums: tuple[int, int]) -> None:
+        part, size = chunk - span.first, self._rows.chunk_rows
+        slot.expect(part, sums, partial(slot.fill, part * size, size, partial(self._all, chunk)))
 
     def _all(self, chunk: int, out: np.ndarray) -> tuple[int, int]:
         """Read a chunk; returns all of its rows."""
@@ -221,7 +268,8 @@ class ChunkReader:
         # Without a selection rows lie where their chunks were read to.
         begin = span.lo - span.first * self._rows.chunk_rows if index is None else 0
         scale = self._rows.scale(span.first)
-        limit = max(self._batch_rows, 1)
+        limit = self._batch_rows
+        found = slot.magnitudes if isinstance(slot, FileSlot) else {}
         for lo in range(0, kept, limit):
             hi = min(lo + limit, kept)
             sample, position, modality = (None if c is None else c[lo:hi] for c in picked)
@@ -236,6 +284,7 @@ class ChunkReader:
                 modality=modality,
                 row=None if row is None else row[lo:hi],
                 stop=after,
+                magnitudes=found.get((begin + lo, begin + hi)),
             )
 
     def _modality_of(self, lo: int, hi: int) -> np.ndarray | None:

@@ -15,9 +15,6 @@ import torch
 from .errors import EngineError
 from .upload import Copies, Staging, Sums
 
-PIECE_BYTES: int | None = None
-"""What is read and copied to a device at a time; None is a whole part."""
-
 
 class _StoppedError(Exception):
     """The consumer has left; unwinds the producer."""
@@ -35,8 +32,8 @@ class _Unsummed:
 class Slot:
     """One buffer: `rows` [n, d], the tensor that batches are views of.
 
-    Several threads fill different parts of it at once, with `fill` or `pieces`. On a device the rows pass through
-    staging buffers, and each part is on its way as soon as it is there.
+    Several threads fill different parts of it at once. On a device the rows pass through `staging` buffers, and each
+    part is on its way as soon as it is there.
     """
 
     def __init__(
@@ -45,12 +42,10 @@ class Slot:
         dtype: np.dtype,
         part_rows: int,
         device: Copies | None,
-        parts: Staging,
-        pieces: Staging,
+        staging: Staging | None = None,
     ) -> None:
-        """Allocate; staging buffers hold `part_rows` rows, or those of a piece."""
-        self._device, self._part_rows = device, part_rows
-        self._parts, self._pieces = parts, pieces
+        """Allocate; staging buffers hold `part_rows` rows."""
+        self._device, self._part_rows, self._staging = device, part_rows, staging
         self._unsummed: list[_Unsummed] = []
         self._sums: Sums | None = None
         if device is None:
@@ -60,12 +55,13 @@ class Slot:
             self.rows = torch.from_numpy(self._host)
         else:
             self.rows = device.empty(shape, torch_dtype(dtype))
-            self._views: dict[tuple[int, int], torch.Tensor] = {}
             self._lane = device.lane()
+            # The allocator may hand out memory that work of its last owner still reads.
+            device.hold(self._lane, device.mark())
 
     @property
     def staged(self) -> bool:
-        """Whether the rows are on a device, so that `pieces` can fill them."""
+        """Whether the rows are on a device."""
         return self._device is not None
 
     @property
@@ -81,7 +77,8 @@ class Slot:
         if self._device is None:
             read(self._host[at : at + count])
             return
-        buffer = self._parts.take()
+        assert self._staging is not None, "rows on a device need staging buffers"
+        buffer = self._staging.take()
         copied = None
         try:
             first, last = read(buffer.array[:count])
@@ -89,34 +86,7 @@ class Slot:
                 target = self.rows[at + first : at + last]
                 copied = self._device.copy(self._lane, target, buffer.rows[first:last])
         finally:
-            self._parts.give_back(buffer, copied)
-
-    def pieces(self, at: int, count: int) -> Generator[np.ndarray, None, None]:
-        """Arrays to fill with rows `at` to `at + count`, one after another, of a slot on a device.
-
-        Each is on its way when the next is asked for, so that small ones are still in the cache.
-        """
-        device, stop = self._device, at + count
-        assert device is not None, "a slot on the host is filled in one piece"
-        while at < stop:
-            buffer = self._pieces.take()
-            copied = None
-            try:
-                piece = buffer.array[: stop - at]
-                yield piece
-                whole = len(piece) == len(buffer.array)
-                source = buffer.rows if whole else buffer.rows[: len(piece)]
-                copied = device.copy(self._lane, self._view(at, len(piece)), source)
-                at += len(piece)
-            finally:
-                self._pieces.give_back(buffer, copied)
-
-    def _view(self, at: int, count: int) -> torch.Tensor:
-        """Some rows, made once: to make a view of a tensor hands over the interpreter's lock."""
-        view = self._views.get((at, count))
-        if view is None:
-            view = self._views[at, count] = self.rows[at : at + count]
-        return view
+            self._staging.give_back(buffer, copied)
 
     def expect(self, part: int, sums: tuple[int, int], again: Callable[[], None]) -> None:
         """The CRC-32C of a part's rows must be both `sums` on the device before the consumer gets them.
@@ -194,16 +164,12 @@ class Slots:
     ) -> None:
         """`count` buffers of `shape`, filled by `readers` threads, allocated when they are first needed.
 
-        With a device there are pinned buffers, one a thread and those being copied: `readers` + 3 of
-        `part_rows` rows, and two a reader for pieces of a part where `PIECE_BYTES` asks for them.
+        With a device there are pinned buffers of `part_rows` rows, one a thread and those being copied: `readers` + 3.
         """
         self.readers = readers
         rows, width = part_rows or shape[0], shape[1]
-        piece = rows if PIECE_BYTES is None else min(max(PIECE_BYTES // (width * dtype.itemsize), 1), rows)
-        parts = pieces = Staging(readers + 3, lambda: _pinned(device, (rows, width), dtype))
-        if piece < rows:
-            pieces = Staging(2 * readers, lambda: _pinned(device, (piece, width), dtype))
-        self._make: Callable[[], Slot] = lambda: Slot(shape, dtype, rows, device, parts, pieces)
+        staging = Staging(readers + 3, lambda: _pinned(device, (rows, width), dtype))
+        self._make: Callable[[], Slot] = lambda: Slot(shape, dtype, rows, device, staging)
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._made: list[Slot] = []
         self._count = count

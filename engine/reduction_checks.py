@@ -145,5 +145,7 @@ def _thirds(batch: ActivationBatch) -> list[ActivationBatch]:
             name: None if getattr(batch, name) is None else getattr(batch, name)[lo:hi]
             for name in ("sample", "position", "modality", "row")
         }
-        out.append(replace(batch, x=batch.x[lo:hi], start=batch.start + lo, stop=None, **columns))
+        out.append(
+            replace(batch, x=batch.x[lo:hi], start=batch.start + lo, stop=None, magnitudes=None, **columns)
+        )
     return out

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from .batch import ActivationBatch, PairedBatch
-from .chunks import ChunkReader, Selection
-from .prefetch import Slots, prefetched
-from .upload import CudaCopies
+from .chunks import ChunkReader, Piece, Selection
+from .direct import FileSlot, Ring, loaded
+from .prefetch import Slots, prefetched, torch_dtype
+from .upload import Copies, CudaCopies, Staging
 
 if TYPE_CHECKING:
     from modegap.stores import ActivationStore, RowArray
@@ -23,11 +25,12 @@ Progress = Callable[[int, int, int], None]
 """Called as progress(rows read, rows in all, bytes read), totals so far."""
 
 _BATCH_BYTES = 16 << 20
-_DEVICE_BATCH_BYTES = 128 << 20
+_DEVICE_BATCH_BYTES, _FILE_BUFFER_BYTES = 128 << 20, 256 << 20
 """On a GPU a batch costs some launches and a wait, about a millisecond of Python whatever its size."""
-_HOST_READERS, _DEVICE_READERS = 2, 12
-_PREFETCH, _DEVICE_PREFETCH = 2, 4
-"""On a GPU's host so many readers have chunks of two buffers in hand while others are copied or computed on."""
+_HOST_READERS, _DEVICE_READERS, _FILE_READERS = 2, 12, 14
+_PREFETCH, _DEVICE_PREFETCH, _FILE_PREFETCH = 2, 4, 3
+"""On a GPU's host so many readers have chunks of two buffers in hand while others are copied or computed on. KvikIO's
+threads leave two cores to the consumer, and fewer, larger buffers leave it more time (docs/store-speed.md)."""
 _MODALITY = {"text": 1, "image": 2, "audio": 3}
 
 
@@ -64,7 +67,9 @@ def stream(
     On a CUDA device the buffers are there. Threads read into pinned memory, from where the rows are copied on a
     stream of their own, so that reading, copying and computing overlap. Whole chunks of local, uncompressed
     stores are verified by the GPU (compute capability 8.0, Triton) before a batch of them is handed over; others,
-    and chunks of which only some rows are selected, by the host.
+    and chunks of which only some rows are selected, by the host. Where KvikIO is installed (`pip install
+    'modegap[gpu]'`) its threads, or GPUDirect Storage, read what the GPU can verify, and batches come with their
+    `magnitudes`; it has one pool of threads a process, which grows to `readers`.
 
     Args:
         store: the store.
@@ -74,13 +79,13 @@ def stream(
             GPU); batches end at chunk boundaries where the scale changes.
         start: first row.
         stop: row after the last; None reads the complete samples from the first on.
-        prefetch: buffers filled ahead, at least 1 (default: 2, on a GPU 4).
+        prefetch: buffers filled ahead, at least 1 (default: 2, on a GPU 4 of 128 MiB, with KvikIO 3 of 256).
         device: where x is put; None is the host. The columns stay on the host.
         select: "text", "image", "audio" or several: only rows of these modalities (token rows).
         samples: only rows of these samples: indices, or bool [samples].
         progress: called after every buffer as progress(rows, rows in all, bytes).
         readers: threads that read, at least 1 (default: 2, and no more than there are cores; for a GPU three
-            quarters of the cores, up to 12).
+            quarters of the cores, up to 12, with KvikIO all but two, up to 14).
         verify: False skips the checksums, for a store that has just been verified.
 
     Raises:
@@ -102,24 +107,47 @@ def stream(
         raise ValueError(f"readers: got {readers}, expected at least 1")
     selection = Selection(modalities=_modalities(select), samples=_sample_mask(samples, len(store.samples)))
     place = _place(device)
-    if prefetch is None:
-        prefetch = _PREFETCH if place is None else _DEVICE_PREFETCH
+    row_bytes = rows.shape[1] * rows.dtype.itemsize
     if batch_rows is None:
         size = _BATCH_BYTES if place is None else _DEVICE_BATCH_BYTES
-        batch_rows = max(rows.chunk_rows, size // (rows.shape[1] * rows.dtype.itemsize))
-    if readers is None:
-        cores = _cores()
-        readers = min(_HOST_READERS, cores) if place is None else min(_DEVICE_READERS, max(cores * 3 // 4, 1))
-    reader = ChunkReader(rows, point, start, stop, batch_rows, selection, verify)
-    slots = Slots(
-        prefetch + 1,
-        (reader.buffer_rows, reader.width),
-        reader.dtype,
-        readers=readers,
-        part_rows=reader.chunk_rows,
-        device=None if place is None else CudaCopies(place),
+        limit, most = max(rows.chunk_rows, size // row_bytes), _FILE_BUFFER_BYTES // row_bytes
+    else:
+        limit = most = batch_rows
+    reader = ChunkReader(rows, point, start, stop, limit, selection, verify)
+    if place is None:
+        readers = min(_HOST_READERS, _cores()) if readers is None else readers
+        pieces = prefetched(reader.load, _slots(reader, None, _or(prefetch, _PREFETCH), readers))
+    else:
+        pieces = _to_gpu(reader, CudaCopies(place), most, prefetch, readers)
+    return _batches(reader, pieces, progress)
+
+
+def _to_gpu(
+    reader: ChunkReader, copies: Copies, most: int, prefetch: int | None, readers: int | None
+) -> Generator[Piece, None, None]:
+    """Filled by KvikIO's threads where they can, up to `most` rows at a time, else by threads of Python."""
+    cores = _cores()
+    files = reader.files(copies, _or(readers, min(_FILE_READERS, max(cores - 2, 1))))
+    if files is None:
+        readers = _or(readers, min(_DEVICE_READERS, max(cores * 3 // 4, 1)))
+        return prefetched(reader.load, _slots(reader, copies, _or(prefetch, _DEVICE_PREFETCH), readers))
+    reader.gather(most)
+    chunk, dtype = (reader.chunk_rows, reader.width), torch_dtype(reader.dtype)
+    staging = Staging(2, lambda: copies.pinned(chunk, dtype))
+    shape = reader.buffer_rows, reader.width
+    make = partial(FileSlot, shape, reader.dtype, reader.chunk_rows, copies, staging)
+    return loaded(reader.load, Ring(_or(prefetch, _FILE_PREFETCH) + 1, make, files))
+
+
+def _slots(reader: ChunkReader, copies: Copies | None, prefetch: int, readers: int) -> Slots:
+    shape = reader.buffer_rows, reader.width
+    return Slots(
+        prefetch + 1, shape, reader.dtype, readers=readers, part_rows=reader.chunk_rows, device=copies
     )
-    return _batches(reader, slots, progress)
+
+
+def _or(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
 
 
 def _place(device: str | torch.device | None) -> torch.device | None:
@@ -139,8 +167,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batches(reader: ChunkReader, slots: Slots, progress: Progress | None) -> Iterator[ActivationBatch]:
-    with closing(prefetched(reader.load, slots)) as filled:
+def _batches(
+    reader: ChunkReader, pieces: Generator[Piece, None, None], progress: Progress | None
+) -> Iterator[ActivationBatch]:
+    with closing(pieces) as filled:
         for piece in filled:
             yield from piece.batches
             if progress is not None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 
-from modegap.kernels import crc32c
+from modegap.kernels import absmax, crc32c
+
+from .batch import Magnitudes
+from .files import Files, kvik_files
 
 _cuda: Any = torch.cuda  # its stubs leave streams and events untyped
 
@@ -33,6 +37,13 @@ class Sums(Protocol):
         """Wait for them."""
 
 
+class Found(Protocol):
+    """Magnitudes that a device looks for."""
+
+    def result(self) -> list[Magnitudes]:
+        """Wait for them; for use by the calling thread's work."""
+
+
 class Copies(Protocol):
     """What a ring of buffers asks of a device; `Lane` is whatever orders copies there, such as a stream.
 
@@ -41,6 +52,12 @@ class Copies(Protocol):
     """
 
     sums: bool
+
+    def files(self, threads: int) -> Files | None:
+        """What reads local files to the device with `threads` threads of its own, if there is such a thing."""
+
+    def within(self, lane: Any) -> AbstractContextManager[None]:
+        """Inside, `copy` may be called from a thread that does other work on the device too."""
 
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that the device can copy from by itself."""
@@ -56,6 +73,9 @@ class Copies(Protocol):
 
     def crc32c(self, lane: Any, blocks: torch.Tensor) -> Sums:
         """Start to sum each of the blocks [n, m], after the lane's copies."""
+
+    def absmax(self, lane: Any, blocks: Sequence[torch.Tensor]) -> Found:
+        """Start to look for the largest magnitudes in each column of each block [n, d], after the lane's copies."""
 
     def mark(self) -> Done:
         """Where the work is that the calling thread has given to the device."""
@@ -79,6 +99,14 @@ class CudaCopies:
         new = torch.cuda.get_device_capability(device) >= (8, 0)
         self.sums = new and importlib.util.find_spec("triton") is not None
 
+    def files(self, threads: int) -> Files | None:
+        """KvikIO, if it is installed."""
+        return kvik_files(threads)
+
+    def within(self, lane: Any) -> AbstractContextManager[None]:
+        """The stream, and afterwards the one before."""
+        return cast("AbstractContextManager[None]", _cuda.stream(lane))
+
     def pinned(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked memory; torch keeps what is freed for the next stream."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -88,8 +116,8 @@ class CudaCopies:
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def lane(self) -> Any:
-        """A stream."""
-        return _cuda.Stream(self._device)
+        """A stream; its small kernels go before those of the consumer that have not begun."""
+        return _cuda.Stream(self._device, priority=-1)
 
     def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> Done:
         """One asynchronous copy from a thread that does nothing else on the GPU: its stream is left set.
@@ -107,10 +135,16 @@ class CudaCopies:
         with _cuda.stream(lane):
             return _CudaSums(crc32c(blocks).view(torch.int32), lane)
 
+    def absmax(self, lane: Any, blocks: Sequence[torch.Tensor]) -> Found:
+        """Kernels and a copy to the host on the stream."""
+        with _cuda.stream(lane):
+            return _CudaMagnitudes(torch.stack([absmax(rows).float() for rows in blocks]), lane)
+
     def mark(self) -> Done:
-        """An event on the current stream."""
-        point: Done = _cuda.current_stream(self._device).record_event()
-        return point
+        """An event on the current stream; a thread that waits for it sleeps."""
+        point: Any = _cuda.Event(blocking=True)
+        point.record(_cuda.current_stream(self._device))
+        return cast("Done", point)
 
     def hold(self, lane: Any, point: Done) -> None:
         """The stream waits, not the host."""
@@ -127,17 +161,35 @@ class CudaCopies:
         lane.synchronize()
 
 
-class _CudaSums:
-    def __init__(self, sums: torch.Tensor, lane: Any) -> None:
-        self._host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-        self._host.copy_(sums, non_blocking=True)
+class _Fetched:
+    """A small result on its way to the host."""
+
+    def __init__(self, result: torch.Tensor, lane: Any) -> None:
+        self._host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        self._host.copy_(result, non_blocking=True)
         self._done: Any = _cuda.Event(blocking=True)
         self._done.record(lane)
 
-    def result(self) -> list[int]:
+    def fetched(self) -> torch.Tensor:
         self._done.synchronize()
-        found: list[int] = self._host.numpy().view(np.uint32).tolist()
+        return self._host
+
+
+class _CudaSums(_Fetched):
+    def result(self) -> list[int]:
+        found: list[int] = self.fetched().numpy().view(np.uint32).tolist()
         return found
+
+
+class _CudaMagnitudes(_Fetched):
+    def __init__(self, channels: torch.Tensor, lane: Any) -> None:
+        super().__init__(channels, lane)
+        self._channels = channels
+
+    def result(self) -> list[Magnitudes]:
+        host = self.fetched()
+        self._channels.record_stream(_cuda.current_stream(self._channels.device))
+        return list(map(Magnitudes, self._channels.unbind(), host.unbind()))
 
 
 class Staged:

@@ -9,6 +9,7 @@ from .layout import SCHEMA_VERSION
 from .metadata import restore_header
 from .origin import provenance
 from .plan import PointInfo, PointPlan, StorePlan
+from .reading import Extent
 from .repairing import RepairReport, repair
 from .rows import RowArray
 from .store import ActivationStore
@@ -23,6 +24,7 @@ __all__ = [
     "CommitRecord",
     "Damage",
     "DamagedChunkError",
+    "Extent",
     "LabelColumn",
     "LabelInfo",
     "NotCommittedError",

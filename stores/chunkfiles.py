@@ -7,7 +7,7 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -256,26 +256,42 @@ def read_part(
     return _said(file, read)
 
 
-def read_pieces(
-    file: str, spec: ArraySpec, block: int, pieces: Iterable[memoryview], indexes: ShardIndexes | None = None
-) -> int | None:
-    """Fill `pieces`, one after the other, with an uncompressed block's rows, without checking them.
+def find_rows(
+    file: str, spec: ArraySpec, block: int, indexes: ShardIndexes | None = None
+) -> tuple[int, int] | None:
+    """Return the offset of an uncompressed block's rows and the checksum behind them.
 
-    A piece has been filled when the next is asked for. Returns the checksum stored behind the rows, or None
-    where the file is not all there, does not have its size, or has no such block.
+    None where the file is not there, does not have its size, or has no such block.
+    """
+
+    def read(handle: Handle) -> tuple[int, int] | None:
+        place = _place(handle, spec, block, handle.size(), indexes)
+        if isinstance(place, str) or place[1] != spec.block_bytes + TRAILER:
+            return None
+        behind = handle.read_range(place[0] + spec.block_bytes, TRAILER)
+        return (place[0], int.from_bytes(behind, "little")) if len(behind) == TRAILER else None
+
+    found = _said(file, read)
+    return None if isinstance(found, str) else found
+
+
+def read_unsummed(
+    file: str, spec: ArraySpec, block: int, content: memoryview, indexes: ShardIndexes | None = None
+) -> int | None:
+    """Fill `content` with an uncompressed block's rows, without checking them.
+
+    Returns the checksum stored behind the rows, or None where the file is not all there, does not have its size, or has
+    no such block.
     """
 
     def read(handle: Handle) -> int | None:
         place = _place(handle, spec, block, handle.size() if spec.inner_rows else 0, indexes)
         if isinstance(place, str) or (spec.inner_rows and place[1] != spec.block_bytes + TRAILER):
             return None
-        at, end = place[0], place[0] + spec.block_bytes
-        for piece in pieces:
-            if not handle.fill_unchecked(piece, at):
-                return None
-            at += len(piece)
-        behind = handle.read_range(end, TRAILER + 1)
-        if at != end or len(behind) < TRAILER or not (spec.inner_rows or len(behind) == TRAILER):
+        if not handle.fill_unchecked(content, place[0]):
+            return None
+        behind = handle.read_range(place[0] + spec.block_bytes, TRAILER + 1)
+        if len(behind) < TRAILER or not (spec.inner_rows or len(behind) == TRAILER):
             return None
         return int.from_bytes(behind[:TRAILER], "little")
 

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .ahead import ReadAhead
 from .buffers import aligned_empty, bytes_of
-from .chunkfiles import read_block, read_part, read_pieces, recorded_sum
+from .chunkfiles import find_rows, read_block, read_part, read_unsummed, recorded_sum
 from .commits import CommitLog, CommitRecord
 from .errors import DamagedChunkError, NotCommittedError
 from .layout import StoredArray, check_there
 from .ranges import Ranges
 from .remote import Place, RemotePath
 from .shardindex import ShardIndexes
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a chunk's rows lie as they are, for a reader that is not modegap's.
+
+    Attributes:
+        file: a local file.
+        offset: of the first byte.
+        nbytes: how many they are, padding included.
+        sums: the CRC-32C stored behind them and that of the commit record: intact rows have both.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    sums: tuple[int, int]
 
 
 class ChunkedArray:
@@ -133,15 +151,30 @@ class ChunkedArray:
         """Whether a block's bytes in its file are those of its rows, and the file is local."""
         return self._prefix is not None and not self.spec.compressed
 
-    def load_pieces(self, block: int, pieces: Iterable[np.ndarray]) -> tuple[int, int] | None:
-        """Fill `pieces` with a block's rows and return what `RowArray.chunk_in_pieces` does.
+    def extent(self, block: int) -> Extent | None:
+        """Return what `RowArray.extent` does.
+
+        Raises:
+            NotCommittedError: the block is not committed.
+        """
+        record, file = self.record(block), self._file(block // self.spec.parts)
+        if self.spec.compressed or not isinstance(file, str):
+            return None
+        found = find_rows(file, self.spec, block, self._indexes)
+        if found is None:
+            return None
+        sums = found[1], recorded_sum(self.spec, block, record)
+        return Extent(file, found[0], self.spec.block_bytes, sums)
+
+    def load_unsummed(self, block: int, out: np.ndarray) -> tuple[int, int] | None:
+        """Fill `out` with a block's rows and return what `RowArray.chunk_unsummed` does.
 
         Raises:
             NotCommittedError: the block is not committed.
         """
         record, file = self.record(block), self._file(block // self.spec.parts)
         assert isinstance(file, str), "remote arrays are not plain"
-        stored = read_pieces(file, self.spec, block, map(bytes_of, pieces), self._indexes)
+        stored = read_unsummed(file, self.spec, block, bytes_of(out), self._indexes)
         return None if stored is None else (stored, recorded_sum(self.spec, block, record))
 
     def read_into(self, start: int, stop: int, out: np.ndarray, verify: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from .buffers import aligned_empty
 from .commits import CommitLog
 from .ranges import Ranges
-from .reading import ChunkedArray
+from .reading import ChunkedArray, Extent
 from .summing import default_threads
 
 
@@ -110,11 +110,11 @@ class RowArray:
 
     @property
     def plain(self) -> bool:
-        """Whether `chunk_in_pieces` can read the chunks: they are in local files, and not compressed."""
+        """Whether `chunk_unsummed` and `extent` serve the chunks: they are in local files, and not compressed."""
         return self._chunks.plain
 
-    def chunk_in_pieces(self, chunk: int, pieces: Iterable[np.ndarray]) -> tuple[int, int] | None:
-        """Fill `pieces` with a chunk's stored values, padding included, without summing them.
+    def chunk_unsummed(self, chunk: int, out: np.ndarray) -> tuple[int, int] | None:
+        """Fill `out` with a chunk's stored values, padding included, without summing them.
 
         For a caller who can sum them elsewhere, and who takes on what `chunk` does otherwise: the values are
         intact if the CRC-32C of their bytes is both numbers that are returned, the one stored behind them and
@@ -123,15 +123,27 @@ class RowArray:
 
         Args:
             chunk: one of a `plain` array.
-            pieces: C-contiguous arrays of the stored dtype that make [chunk_rows, d] together; each has been
-                filled when the next one is asked for.
+            out: C-contiguous [chunk_rows, d] of the stored dtype.
 
         Raises:
             ValueError: no such chunk.
             NotCommittedError: as `chunk`.
         """
         self._complete_rows(chunk)
-        return self._chunks.load_pieces(chunk, pieces)
+        return self._chunks.load_unsummed(chunk, out)
+
+    def extent(self, chunk: int) -> Extent | None:
+        """Return where a chunk's rows lie, uncompressed, in a local file, for a reader that is not modegap's.
+
+        Such as GPUDirect Storage: what it reads is intact if its CRC-32C is both of `sums`. None where the array is
+        not `plain`, or the file is gone, cut short or too long: `chunk` says what is wrong then.
+
+        Raises:
+            ValueError: no such chunk.
+            NotCommittedError: as `chunk`.
+        """
+        self._complete_rows(chunk)
+        return self._chunks.extent(chunk)
 
     def _complete_rows(self, chunk: int) -> tuple[int, int]:
         """Return the first row of a chunk and the one after its last of a complete sample."""

@@ -49,11 +49,13 @@ class OfColumns:
 
     def update(self, batch: ActivationBatch) -> None:
         """Add the channels of one batch."""
-        x = replace(batch, x=batch.x[:, self._left].contiguous())
+        x = replace(batch, x=batch.x[:, self._left].contiguous(), magnitudes=None)
         if self._right is None:
             self._inner.update(x)
         else:
-            self._inner.update(PairedBatch(x, replace(batch, x=batch.x[:, self._right].contiguous())))
+            self._inner.update(
+                PairedBatch(x, replace(batch, x=batch.x[:, self._right].contiguous(), magnitudes=None))
+            )
 
     def merge(self, other: Self) -> Self:
         """This reduction with the rows of `other` added."""

@@ -24,13 +24,13 @@ class Audit:
         self.total = torch.empty(0, dtype=torch.float64)
 
     def add(self, values: torch.Tensor, shift: torch.Tensor) -> None:
-        """Add true values fp64 [n, k] about `shift` [k]."""
-        moved = values - shift.double()
+        """Add true values fp64 [n, k] about `shift`, fp64 [k]."""
+        moved = values - shift
         if not len(self.total):
             k = moved.shape[1]
             self.gram, self.total = moved.new_zeros((k, k)), moved.new_zeros(k)
-        self.gram = placed(self.gram, moved.device) + moved.T @ moved
-        self.total = placed(self.total, moved.device) + moved.sum(0)
+        self.gram = placed(self.gram, moved.device).addmm_(moved.T, moved)
+        self.total = placed(self.total, moved.device).add_(moved.sum(0))
 
     def merge(self, other: Audit, count: int, delta: torch.Tensor | None) -> None:
         """Add another audit of `count` rows whose constant is this one's plus delta [k]."""

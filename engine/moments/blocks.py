@@ -27,7 +27,7 @@ class Block:
         x: [n, d] stored values.
         runs: (rows, scale) of the consecutive pieces that x is made of.
         codes: a number for each row, or None.
-        peak: largest magnitude of each channel of x [d], where it is known.
+        peak: largest magnitude of each channel of x [d], on the host, where it is known.
     """
 
     x: torch.Tensor
@@ -82,7 +82,7 @@ class BlockBuffer:
     ) -> Iterator[Block]:
         """Take rows of one scale; use each block before asking for the next, its memory is reused.
 
-        `peak` [d], the largest magnitudes of x if they are known, goes with a block that is all of x.
+        `peak` [d], the largest magnitudes of x on the host if they are known, goes with a block that is all of x.
         """
         if self._x is not None and self._x.device != x.device:
             self._x = self._x.to(x.device)  # a state saved on one device goes on on another

@@ -92,6 +92,7 @@ class ClassMoments(Moments):
                 modality=None,
                 row=kept + batch.start if batch.row is None else batch.row[kept],
                 stop=batch.end,
+                magnitudes=None,
             )
             codes = codes[kept]
         return batch, codes

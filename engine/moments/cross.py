@@ -70,8 +70,8 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             side.note(part, peak)
         if self._rows is None:
             self._rows = (self._buffer(batch.x.x.device), self._buffer(batch.x.x.device))
-        left = self._rows[0].push(batch.x.x, batch.x.scale, None, peaks[0].channels)
-        right = self._rows[1].push(batch.y.x, batch.y.scale, None, peaks[1].channels)
+        left = self._rows[0].push(batch.x.x, batch.x.scale, None, peaks[0].host)
+        right = self._rows[1].push(batch.y.x, batch.y.scale, None, peaks[1].host)
         for x, y in zip(left, right, strict=True):
             self._absorb(x, y)
 
@@ -90,7 +90,7 @@ class CrossMoments(BlockReduction[CrossMomentsResult]):
             assert shifts[1] is not None
             shift = torch.cat([shifts[0][i], shifts[1][j]])
             with one_thread():
-                self._audit.add(torch.cat([x.columns(i), y.columns(j)], dim=1), shift)
+                self._audit.add(torch.cat([x.columns(i), y.columns(j)], dim=1), shift.double())
 
     def _allocate(self) -> None:
         shape = (self._sides[0].width, self._sides[1].width)

@@ -59,6 +59,7 @@ class Moments(BlockReduction[MomentsResult]):
         self._gram = torch.empty((0, 0), dtype=torch.float64)
         self._audit = Audit()
         self._index = torch.empty(0, dtype=torch.int64)
+        self._audited_of = (torch.empty(0), torch.empty(0, dtype=torch.float64))  # a shift, and its part
 
     @accumulates
     def fresh(self) -> Self:
@@ -103,7 +104,7 @@ class Moments(BlockReduction[MomentsResult]):
     def _take(self, batch: ActivationBatch, codes: torch.Tensor | None) -> None:
         self._open()
         peak = self._side.admit(batch)
-        self._push(batch.x, batch.scale, codes, peak.channels)
+        self._push(batch.x, batch.scale, codes, peak.host)
 
     def _push(
         self, x: torch.Tensor, scale: float, codes: torch.Tensor | None, peak: torch.Tensor | None = None
@@ -119,11 +120,18 @@ class Moments(BlockReduction[MomentsResult]):
         path = covariance_update(rows, self._gram, mode=self.mode, workspace=self._workspace)
         self._note(path)
         if len(self._index):
-            assert self._side.shift is not None
             index = self._index = placed(self._index, rows.device)
             with one_thread():
-                self._audit.add(block.columns(index), self._side.shift[index])
+                self._audit.add(block.columns(index), self._audit_shift(index))
         return rows
+
+    def _audit_shift(self, index: torch.Tensor) -> torch.Tensor:
+        """The audited channels' shift, fp64, taken out of the shift once."""
+        shift = self._side.shift
+        assert shift is not None
+        if self._audited_of[0] is not shift:
+            self._audited_of = shift, shift[index].double()
+        return self._audited_of[1]
 
     def _allocate(self, width: int, device: torch.device) -> None:
         if len(self._gram) != width:

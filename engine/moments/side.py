@@ -19,9 +19,10 @@ _SUM_ROWS = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Peak:
-    """Magnitudes of a batch as stored: those of its channels [d], and the largest (for which the GPU was waited)."""
+    """Magnitudes of a batch as stored: those of its channels [d], also on the host, and the largest."""
 
     channels: torch.Tensor
+    host: torch.Tensor
     largest: float
 
 
@@ -46,7 +47,7 @@ class Side:
         self.count = 0
         self.overflow = 0
         self.shift: torch.Tensor | None = None
-        self._limit: torch.Tensor | None = None  # of the shift; made when first asked for
+        self._limit: torch.Tensor | None = None  # of the shift, on the host; made when first asked for
         self.total = torch.empty(0, dtype=torch.float64)
         self.absmax = torch.empty(0)
 
@@ -76,11 +77,13 @@ class Side:
             _same("width", batch.width, self.width)
         if self.dtype is not None:
             _same("device", x.device, self.absmax.device)
-        peak = absmax(x)
-        largest = float(peak.amax()) if len(peak) else 0.0
+        known = batch.magnitudes
+        channels = absmax(x) if known is None else known.channels
+        host = channels.cpu() if known is None else known.host  # the one wait for a GPU
+        largest = float(host.amax()) if len(host) else 0.0
         if not largest < float("inf"):
             raise ValuesError(_not_finite(batch))
-        return Peak(peak, largest)
+        return Peak(channels, host, largest)
 
     def note(self, batch: ActivationBatch, peak: Peak) -> None:
         """Take the magnitudes of a batch that passed `look`."""
@@ -151,10 +154,9 @@ class Side:
         """
         assert self.shift is not None
         if self._limit is None:
-            self._limit = exact_up_to(self.shift)
-        limit = self._limit = placed(self._limit, block.x.device)
-        peak = absmax(block.x) if block.peak is None else block.peak
-        return bool((peak > limit).any())
+            self._limit = exact_up_to(self.shift).cpu()
+        peak = absmax(block.x).cpu() if block.peak is None else block.peak
+        return bool((peak > self._limit).any())
 
     def _pilot(self, block: Block) -> torch.Tensor:
         values = block.x[:_PILOT_ROWS]

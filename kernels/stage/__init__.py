@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from modegap.kernels.check import floating, matrix
@@ -92,6 +94,5 @@ def _check(x: torch.Tensor, shift: torch.Tensor, scale: float, out: torch.Tensor
         raise ValueError(
             f"x, shift and out: got {x.device}, {shift.device}, {out.device}, expected one device"
         )
-    mantissa, _ = torch.frexp(torch.tensor(scale, dtype=torch.float64))
-    if float(mantissa) != 0.5:
+    if math.frexp(scale)[0] != 0.5:
         raise ValueError(f"scale: got {scale}, expected a power of two")

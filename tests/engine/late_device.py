@@ -4,10 +4,13 @@ import queue
 import random
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from modegap.kernels import crc32c
+from modegap.engine.batch import Magnitudes
+from modegap.kernels import absmax, crc32c
 
 
 class Point:
@@ -62,6 +65,62 @@ class LateSums:
         return self.found
 
 
+class LateMagnitudes:
+    """The largest magnitudes of what is there when the lane comes to it."""
+
+    def __init__(self, lane, blocks):
+        lane.add(lambda: setattr(self, "found", [absmax(rows) for rows in blocks]))
+        self.done = lane.mark()
+
+    def result(self):
+        self.done.synchronize()
+        return [Magnitudes(found, found) for found in self.found]
+
+
+class LateReading:
+    """Bytes of a file that come some at a time; at the end of the file they stop."""
+
+    def __init__(self, path, offset, target, spoil):
+        self.whole = None
+        self._thread = threading.Thread(target=self._run, args=(path, offset, target, spoil), name="reading")
+        self._thread.start()
+
+    def _run(self, path, offset, target, spoil):
+        content = memoryview(target.numpy()).cast("B")
+        half = len(content) // 2
+        with Path(path).open("rb") as file:
+            file.seek(offset)
+            got = file.readinto(content[:half])
+            time.sleep(0.001)
+            got += file.readinto(content[half:])
+        spoil(target)
+        self.whole = got == len(content)
+
+    def done(self):
+        return not self._thread.is_alive()
+
+    def ended(self):
+        self._thread.join()
+        return self.whole
+
+
+class LateFiles:
+    """`Files` of a `LateCopies`; every `failing`-th file cannot be opened, or ends early."""
+
+    def __init__(self, spoil):
+        self.spoil, self.failing = spoil, 0
+        self.threads = self.asked = 0
+
+    def read(self, path, offset, target):
+        self.asked += 1
+        if self.failing and self.asked % self.failing == 0:
+            return None
+        reading = LateReading(path, offset, target, self.spoil)
+        if self.failing and self.asked % self.failing == 1:
+            ended, reading.ended = reading.ended, lambda: ended() and False
+        return reading
+
+
 class LateCopies:
     """`Copies` to a device whose memory is the host's.
 
@@ -72,9 +131,24 @@ class LateCopies:
         self.sums = sums
         self.summed = 0
         self.spoil = lambda target: None
+        self.from_files = None
         self.compute = Lane(1)
         self.lanes = []
         self.pinned_made = self.empty_made = self.finished = 0
+
+    def read_files(self):
+        """Have a reader of files from now on."""
+        self.from_files = LateFiles(lambda target: self.spoil(target))
+
+    def files(self, threads):
+        if self.from_files is not None:
+            self.from_files.threads = threads
+        return self.from_files
+
+    @contextmanager
+    def within(self, lane):
+        assert lane in self.lanes
+        yield
 
     def pinned(self, shape, dtype):
         self.pinned_made += 1
@@ -99,6 +173,9 @@ class LateCopies:
     def crc32c(self, lane, blocks):
         self.summed += len(blocks)
         return LateSums(lane, blocks)
+
+    def absmax(self, lane, blocks):
+        return LateMagnitudes(lane, blocks)
 
     def mark(self):
         return self.compute.mark()

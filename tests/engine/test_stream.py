@@ -138,10 +138,12 @@ def test_chunks_without_a_selected_row_are_not_read(store):
     assert read[-1][2] == chunks * CHUNK * WIDTH * 2
 
 
-@pytest.fixture
-def lagging(monkeypatch):
+@pytest.fixture(params=[False, True], ids=["threads", "files"])
+def lagging(monkeypatch, request):
     """A device that copies and computes late, in the place of a GPU."""
     device = late.LateCopies()
+    if request.param:
+        device.read_files()
     module = importlib.import_module("modegap.engine.stream")
     monkeypatch.setattr(module, "_place", lambda name: None if name is None else torch.device("cuda", 0))
     monkeypatch.setattr(module, "CudaCopies", lambda place: device)

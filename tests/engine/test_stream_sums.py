@@ -70,17 +70,19 @@ def chunk_file(store, chunk):
     return Path(store.path) / f"points/a/rows/c/{chunk}/0"
 
 
-@pytest.fixture(params=[150, None], ids=["pieces", "whole chunks"])
+@pytest.fixture(params=[False, True], ids=["threads", "files"])
 def device(monkeypatch, request):
     """A device that copies late, in the place of a GPU."""
     made = late.LateCopies()
     module = importlib.import_module("modegap.engine.stream")
     monkeypatch.setattr(module, "_place", lambda name: None if name is None else torch.device("cuda", 0))
     monkeypatch.setattr(module, "CudaCopies", lambda place: made)
-    monkeypatch.setattr("modegap.engine.prefetch.PIECE_BYTES", request.param)
+    if request.param:
+        made.read_files()
     yield made
     made.end()
     assert not threads()
+    assert not [t for t in threading.enumerate() if t.name == "reading"]
 
 
 @pytest.fixture

@@ -198,3 +198,43 @@ def test_an_empty_sample_inside_a_chunk_needs_no_chunk(tmp_path: Path, profile: 
     assert rows.read(3, 3).shape == (0, 4)
     with pytest.raises(NotCommittedError):
         rows.read(2, 3)
+
+
+@pytest.mark.parametrize("profile", ["raw", "sharded"])
+def test_an_extent_is_where_the_rows_are(tmp_path, profile):
+    shards = {"shard_bytes": 4 * 8 * 6 * 2} if profile == "sharded" else {}
+    plan = StorePlan(
+        {"a": PointPlan(6, "tokens", np.full(9, 5))},
+        list("abcdefghi"),
+        profile=profile,
+        chunk_bytes=8 * 6 * 2,
+        **shards,
+    )
+    with ActivationStore.create(tmp_path / "s.zarr", plan).writer() as writer:
+        for i in range(9):
+            writer.put(i, {"a": SampleRows(np.full((5, 6), i + 0.5))})
+    rows = ActivationStore.open(tmp_path / "s.zarr").rows("a")
+    for chunk in range(rows.n_chunks):
+        extent = rows.extent(chunk)
+        content = Path(extent.file).read_bytes()[extent.offset : extent.offset + extent.nbytes]
+        found = np.frombuffer(content, np.float16).reshape(-1, 6)
+        _, wanted, _ = rows.chunk(chunk)
+        np.testing.assert_array_equal(found[: len(wanted)], wanted)
+        assert extent.sums == (crc32c(content), crc32c(content))
+    with pytest.raises(ValueError, match="chunk must be 0 to"):
+        rows.extent(rows.n_chunks)
+    file = Path(rows.extent(5).file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert ActivationStore.open(tmp_path / "s.zarr").rows("a").extent(5) is None
+    file.unlink()
+    assert ActivationStore.open(tmp_path / "s.zarr").rows("a").extent(5) is None
+
+
+def test_compressed_chunks_have_no_extent(tmp_path):
+    plan = StorePlan({"a": PointPlan(6, "tokens", [5])}, ["a"], profile="archive")
+    with ActivationStore.create(tmp_path / "s.zarr", plan).writer() as writer:
+        writer.put(0, {"a": SampleRows(np.ones((5, 6)))})
+    rows = ActivationStore.open(tmp_path / "s.zarr").rows("a")
+    assert not rows.plain
+    assert rows.extent(0) is None

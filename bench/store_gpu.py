@@ -7,7 +7,7 @@ fp16 rows of width 4096. A store is written (not timed against anything), then, 
   mmap        the same from memory maps that are faulted in already
   verified    the same through `RowArray.chunk`, checksums compared on the host
   stream      `stream(store, device="cuda")`, verified on the GPU, on the host and not at all; by readers and by rows
-              a batch; with KvikIO, if it is installed, and without
+              a batch; with KvikIO, if it is installed, and (by readers, too) without
   checksum    the kernel that verifies: the chunks of one buffer, and one chunk
   covariance  `reduce(store, point, Moments(), device="cuda")`, from the call to the result on the GPU
   compute     the same reduction over batches that are on the GPU already
@@ -279,6 +279,11 @@ class Bench:
         with patch.object(CudaCopies, "files", lambda self, threads: None):
             return {"stream": self.streamed(None, True), "covariance": self.covariance()}
 
+    def by_readers(self, counts: list[int]) -> dict[str, dict[str, float]]:
+        """Stream by so many threads of Python: KvikIO's pool only grows in a process."""
+        with patch.object(CudaCopies, "files", lambda self, threads: None):
+            return {str(count): self.streamed(count, True) for count in counts}
+
     def verified_on_the_host(self) -> dict[str, float]:
         """The same where the GPU sums nothing."""
         with patch("modegap.engine.stream.CudaCopies", HostSums):
@@ -345,7 +350,7 @@ def steps(bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
             for t in counts
         },
     )
-    yield "stream by readers", lambda: {str(t): bench.streamed(t, True) for t in counts}  # a pool only grows
+    yield "stream by readers, without KvikIO", lambda: bench.by_readers(counts)
     sizes = (2048, 4096, 8192, 16384, 32768)
     yield "stream by batch rows", lambda: {str(rows): bench.streamed(None, True, rows) for rows in sizes}
 

@@ -114,6 +114,7 @@ class Loading:
         """Start; the slot is idle."""
         self.slot, self._files, self._chunks = slot, files, chunks
         self._coming: dict[int, tuple[Extent, Reading]] = {}
+        self._whole: dict[int, Extent] = {}
         self._error: Exception | None = None
         self._settled = False
         try:
@@ -138,26 +139,30 @@ class Loading:
         """Whether `settle` would not wait for files."""
         return all(reading.done() for _, reading in self._coming.values())
 
-    def wait(self) -> dict[int, Extent]:
-        """Wait until nothing is written to the slot any more; return the chunks that are whole."""
-        coming, self._coming = self._coming, {}
-        return {chunk: extent for chunk, (extent, reading) in coming.items() if reading.ended()}
+    def wait(self) -> None:
+        """Return when nothing is written to the slot any more; an interrupted wait can be taken up again."""
+        while self._coming:
+            chunk, (extent, reading) = next(iter(self._coming.items()))
+            if reading.ended():
+                self._whole[chunk] = extent
+            del self._coming[chunk]
 
     def settle(self) -> None:
         """Wait, have the host read what could not be read in this way, and have the device sum the rest."""
         if self._settled:
             return
+        self.wait()
         self._settled = True
-        whole = self.wait()
         if self._error is not None:
             return
         try:
             for chunk in self._chunks.indices:
-                if chunk not in whole:
+                if chunk not in self._whole:
                     self._chunks.by_host(chunk)
                 elif self._chunks.expect is not None:
-                    self._chunks.expect(chunk, whole[chunk].sums)
-            self.slot.filled()
+                    self._chunks.expect(chunk, self._whole[chunk].sums)
+            with torch.inference_mode(False), torch.no_grad():
+                self.slot.filled()
         except Exception as error:
             self._error = error
 
@@ -187,7 +192,8 @@ class Ring:
         if not self._unmade or (self._free and self._free[0].idle()):
             slot = self._free.popleft()
         else:
-            slot = self._make()
+            with torch.inference_mode(False):  # the consumer's mode is its own affair
+                slot = self._make()
             self._unmade -= 1
             self._made.append(slot)
         slot.wait()
@@ -223,6 +229,7 @@ def loaded(produce: Callable[[Ring], Iterator[H]], ring: Ring) -> Generator[H, N
     coming: deque[tuple[H, Loading]] = deque()
     planned = produce(ring)
     more, failed = True, None
+    loading: Loading | None = None
     try:
         while True:
             # With nothing under way, a slot is waited for.
@@ -249,6 +256,7 @@ def loaded(produce: Callable[[Ring], Iterator[H]], ring: Ring) -> Generator[H, N
         if failed is not None:
             raise failed
     finally:
-        for _, loading in coming:
-            loading.wait()
+        for left in (loading, *(later for _, later in coming)):
+            if left is not None:
+                left.wait()
         ring.finish()

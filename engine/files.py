@@ -24,7 +24,7 @@ class Reading(Protocol):
         """Whether `ended` would not wait."""
 
     def ended(self) -> bool:
-        """Wait for the end; whether all have come. Every reading's end is waited for, once."""
+        """Wait for the end; whether all have come. Every reading's end is waited for."""
 
 
 class Files(Protocol):

@@ -119,6 +119,31 @@ def test_an_interrupt_waits_for_what_is_under_way(store, device, monkeypatch):
     assert all(reading.done() for reading in asked)
 
 
+@pytest.mark.usefixtures("device")
+def test_a_consumer_in_inference_mode_gets_ordinary_tensors(store):
+    with torch.inference_mode():
+        batches = list(stream(store, "a", device="cuda"))
+    assert not any(batch.x.is_inference() for batch in batches)
+    assert not any(batch.magnitudes.channels.is_inference() for batch in batches)
+
+
+def test_an_interrupted_wait_is_taken_up_again(store, device, monkeypatch):
+    ended = late.LateReading.ended
+    times = []
+
+    def interrupted(reading):
+        times.append(reading)
+        if len(times) == 2:
+            raise KeyboardInterrupt
+        return ended(reading)
+
+    monkeypatch.setattr(late.LateReading, "ended", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream(store, "a", device="cuda", batch_rows=4 * CHUNK))
+    assert times[1] in times[2:]
+    assert all(reading.done() for reading in times)
+
+
 class FakeFuture:
     def __init__(self, result):
         self.result = result
@@ -242,7 +267,7 @@ def test_kvikio_on_a_gpu(tmp_path):
         assert torch.equal(torch.cat(found), rows)
     with_them = reduce(store, "a", Moments(), device="cuda")
     without = Moments()
-    for batch in stream(store, "a", device="cuda", batch_rows=1000):
+    for batch in stream(store, "a", device="cuda", batch_rows=400):
         assert batch.magnitudes is None  # too many of them in a buffer
         without.update(batch)
     assert torch.equal(with_them.covariance, without.finalize().covariance)

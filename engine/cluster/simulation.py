@@ -22,9 +22,9 @@ WORKER_BYTES = 3_000
 
 _RATE, _READ_RATE = 0.06e9, 1.0e9
 _MERGE_RATE = 1.0e9  # bytes a second of fp64 sums, reading and writing included
-_DEVICE_RATE = 19.0e9
-_DEVICE_TASK_SECONDS = 0.025
-"""Of a covariance of width 4096 on one H100, measured (docs/scaling.md): 8.6 GB in 0.45 s, and a pass of few rows."""
+_DEVICE_RATE = 29.0e9
+_DEVICE_TASK_SECONDS = 0.015
+"""Of a covariance of width 4096 on one H100 (docs/scaling.md): 8.6 GB in 0.29 s; a pass of few rows, less those."""
 _HOST_ROWS, _DEVICE_ROWS = 2048, 16384
 
 
@@ -107,7 +107,7 @@ def plan_reduction(
         block_rows: rows of the reduction's block; None takes a covariance's, 2,048 on the host and 16,384 on a GPU.
         chunk_bytes: of the store's chunks.
         rate: bytes of rows a second and worker; None takes a covariance's on one core with AVX-512, 0.06 GB/s at
-            width 4096 (half of two threads' 27.6 s over 3.2 GB) and less at larger widths; on an H100 19 GB/s, as its
+            width 4096 (half of two threads' 27.6 s over 3.2 GB) and less at larger widths; on an H100 29 GB/s, as its
             rows are read.
         device: `cuda` for workers of one GPU each; None is the host.
 

@@ -127,7 +127,7 @@ def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str,
         )
         for name, p in plans.items()
     ]
-    unit, rate = ("GPU", "19") if planning.cluster_device == "cuda" else ("thread", "0.06")
+    unit, rate = ("GPU", "29") if planning.cluster_device == "cuda" else ("thread", "0.06")
     columns: list[Column | str] = ["point", Column("shards"), Column("tasks"), "read", "scheduler", "between workers",
                                    "run folder", "memory a worker", "time"]  # fmt: skip
     notes = [

@@ -7,9 +7,10 @@ On the host: one process of one thread, held to one core, against two Dask worke
 store (3.2 GB by default, written first and kept), in turn; starting the workers is timed apart. The scheduler is a
 process of its own, whose sockets are counted. Both covariances must agree to 1e-10.
 
-With --gpus: weak scaling from one GPU to two, every GPU over as many rows (8.6 GB) of a store in the page cache: by
-torchrun (`engine.parallel`) and by Dask with one worker process a GPU; and what a pass costs whatever its rows.
-Writes bench/results/scaling.json, or scaling_gpu.json.
+With --gpus (scaling_gpus.py): weak scaling from one GPU to two, every GPU over as many rows (8.6 GB) of a store in the
+page cache, by torchrun (`engine.parallel`) and by Dask with one worker process a GPU; where the time of a pass goes,
+what a pass costs whatever its rows, and how the host's own copies scale. Writes bench/results/scaling.json, or
+scaling_gpu.json.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from typing import Any
 import numpy as np
 
 from .environment import environment
+from .scaling_gpus import by_gpus, share
 from .synthetic import POINT, write
 
 ROOT = Path(__file__).resolve().parent.parent
-GOAL, GOAL_TRAFFIC, GOAL_WEAK = 1.6, 0.01, 1.85
+GOAL, GOAL_TRAFFIC = 1.6, 0.01
 TOLERANCE = 1e-10
-_GPU_PASSES, _GPU_ROWS, _FEW_ROWS = 6, 1 << 20, 1 << 14
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", type=Path, required=True, help="where the store is, or is made")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, help="1 unless given; with --gpus 7")
     parser.add_argument("--gpus", action="store_true")
     parser.add_argument("--device", default="cuda", help="with --gpus; cpu tries the code out")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the result")
@@ -55,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.alone:
         return alone(Path(options.alone), options.dir)
     if options.share:
-        return share(Path(options.share), options.rows, options.device, options.dir)
+        return share(Path(options.share), options.rows, options.rounds, options.device, options.dir)
     options.dir.mkdir(parents=True, exist_ok=True)
-    found = by_gpus(options) if options.gpus else by_processes(options)
+    found = by_gpus(options, _env(), TOLERANCE) if options.gpus else by_processes(options)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("scaling_gpu.json" if options.gpus else "scaling.json")
     file.write_text(
@@ -103,7 +104,7 @@ def by_processes(options: argparse.Namespace) -> dict[str, Any]:
         cluster.ready()
         reduce(store, POINT, Moments(), stop=4096, cluster=cluster)  # imports
         started = time.perf_counter() - begin
-        for _ in range(options.rounds):
+        for _ in range(options.rounds or 1):
             found, took, worked = one_process(path, options.dir)
             seconds["one process"].append(took)
             cpu["one process"].append(worked)
@@ -223,123 +224,6 @@ def _started(kind: str, *words: str) -> Iterator[None]:
 def _env() -> dict[str, str]:
     paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def by_gpus(options: argparse.Namespace) -> dict[str, Any]:
-    """One GPU over the first rows, two over twice as many; each covers its rows several times."""
-    import torch
-
-    from modegap.engine.cluster import connect
-    from modegap.engine.moments import Moments
-    from modegap.engine.reduce import reduce
-
-    rows = options.rows or _GPU_ROWS
-    device = options.device
-    passes = _GPU_PASSES if device == "cuda" else 2
-    store = repeated(options.dir / f"repeated-{2 * rows}x{options.width}.zarr", 2 * rows, options.width)
-    wanted = {
-        n: reduce(store, POINT, Moments(), stop=n * rows, device=device).covariance.cpu() for n in (1, 2)
-    }
-    gap = 0.0
-    torchrun: dict[int, float] = {}
-    fixed: dict[int, float] = {}
-    dask: dict[int, float] = {}
-    for count in (1, 2):
-        out = options.dir / f"share-{count}.pt"
-        command = [sys.executable, "-m"]
-        if count > 1:
-            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-        command += ["bench.scaling", "--share", str(store.path), "--rows", str(count * rows), "--device", device,
-                    "--dir", str(out)]  # fmt: skip
-        subprocess.run(command, env=_env(), check=True)
-        kept = torch.load(out)
-        torchrun[count], fixed[count] = kept["seconds"], kept["seconds of few rows"]
-        gap = max(gap, _gap(kept["covariance"], wanted[count]))
-        with connect(f"local:{count}") as cluster:
-            cluster.ready()
-            times = []
-            for _ in range(3):
-                begin = time.perf_counter()
-                found = reduce(store, POINT, Moments(), stop=count * rows, device=device, cluster=cluster)
-                times.append(time.perf_counter() - begin)
-            dask[count] = statistics.median(times[1:])
-            gap = max(gap, _gap(found.covariance.cpu(), wanted[count]))
-    ratio = 2 * torchrun[1] / torchrun[2]
-    return {
-        "rows a GPU": rows,
-        "width": options.width,
-        "passes": passes,
-        "device": device,
-        "torchrun, seconds": torchrun,
-        "torchrun, seconds of a pass over 16,384 rows a GPU": fixed,
-        "torchrun, weak scaling": ratio,
-        "goal": GOAL_WEAK,
-        "dask, seconds a pass with its tasks": dask,
-        "largest relative difference": gap,
-        "agrees": gap <= TOLERANCE,
-        "met": ratio >= GOAL_WEAK,
-    }
-
-
-def share(path: Path, rows: int, device: str, out: Path) -> None:
-    """What a process of torchrun (or one alone) does: several passes over its part of the rows."""
-    import torch
-
-    from modegap.engine.moments import Moments
-    from modegap.engine.parallel import launched
-    from modegap.engine.parallel import reduce as shared
-    from modegap.engine.reduce import reduce
-    from modegap.stores import ActivationStore
-
-    store = ActivationStore.open(path)
-    with launched() as ranks:
-
-        def once(stop: int) -> Any:
-            if ranks is None:
-                return reduce(store, POINT, Moments(), stop=stop, device=device)
-            return shared(store, POINT, Moments(), stop=stop, device=device, ranks=ranks)
-
-        def timed(stop: int, passes: int) -> tuple[Any, float]:
-            once(stop)
-            if ranks is not None:
-                ranks.barrier()
-            begin = time.perf_counter()
-            for _ in range(passes):
-                found = once(stop)
-            float(found.covariance[0, 0])  # on a GPU the work may still be under way
-            return found, time.perf_counter() - begin
-
-        few = min(rows, _FEW_ROWS * (1 if ranks is None else ranks.world))
-        passes = _GPU_PASSES if device == "cuda" else 2
-        fixed = timed(few, passes)[1] / passes
-        found, seconds = timed(rows, passes)
-        if ranks is None or ranks.first:
-            kept = {"covariance": found.covariance.cpu(), "seconds": seconds, "seconds of few rows": fixed}
-            torch.save(kept, out)
-
-
-def repeated(path: Path, rows: int, width: int) -> Any:
-    """A store of one random sample over and over: written as fast as the disk takes it."""
-    from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan
-
-    count = 2048
-    lengths = np.full(rows // count, count, dtype=np.int64)
-    plan = StorePlan(
-        points={POINT: PointPlan(width, "tokens", lengths, stream="adapter")},
-        sample_ids=[f"{i:06d}" for i in range(len(lengths))],
-        labels={},
-        provenance={"generator": "bench.scaling"},
-    )
-    store = ActivationStore.create(path, plan, exist_ok=True)
-    values = np.random.default_rng(0).standard_normal((count, width), dtype=np.float32).astype(np.float16)
-    with store.writer() as writer:
-        for sample in writer.todo.tolist():
-            writer.put(sample, {POINT: SampleRows(tokens=values)})
-    return ActivationStore.open(path)
-
-
-def _gap(found: Any, wanted: Any) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 if __name__ == "__main__":

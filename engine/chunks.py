@@ -88,7 +88,7 @@ class ChunkReader:
         """Nothing is read yet."""
         self._rows, self._point, self._selection = rows, point, selection
         self._start, self._stop, self._batch_rows = start, stop, max(batch_rows, 1)
-        self._per_span = max(batch_rows // rows.chunk_rows, 1)
+        self._per_span = self._first_span = max(batch_rows // rows.chunk_rows, 1)
         self._window = (0, 0)
         self._modality: np.ndarray | None = None
         self._verify = verify
@@ -101,7 +101,7 @@ class ChunkReader:
         return min(self._per_span, max(self._rows.n_chunks, 1)) * self._rows.chunk_rows
 
     def gather(self, rows: int) -> None:
-        """Read up to so many rows at a time, where that is more than one batch."""
+        """Read up to so many rows at a time after the first batch, where that is more than one batch."""
         self._per_span = max(self._per_span, rows // self._rows.chunk_rows)
 
     @property
@@ -128,34 +128,48 @@ class ChunkReader:
         """Plan slot after slot: parts for threads to read, or, in a ring, what is being read already."""
         read = 0
         for span in self._spans():
-            sample = self._rows.sample_of_row(span.lo, span.hi)
-            modality = self._modality_of(span.lo, span.hi)
-            keep = self._selection.mask(sample, modality) if self._selection else None
-            index = None if keep is None or keep.all() else np.flatnonzero(keep)
+            index = self._picked_of(span) if self._selection else None
             if index is not None and not len(index):
                 continue
             slot, parts, loading = self._begin(span, slots, index)
             chunks = span.last - span.first if index is None else len(parts)
             read += chunks * self._rows.chunk_rows * self.width * self.dtype.itemsize
-            columns = (sample, self._rows.position(span.lo, span.hi), modality)
+            try:
+                # After the rows: the first read of a modality takes as long as a buffer, which is being read meanwhile.
+                columns = (
+                    self._rows.sample_of_row(span.lo, span.hi),
+                    self._rows.position(span.lo, span.hi),
+                    self._modality_of(span.lo, span.hi),
+                )
+            except BaseException:
+                if loading is not None:
+                    loading.wait()  # nobody else knows of it
+                raise
             batches = self._cut(span, slot, index, columns)
             yield Piece(slot, parts, loading, batches, span.hi - self._start, read)
 
+    def _picked_of(self, span: _Span) -> np.ndarray | None:
+        """Which rows of a span are selected; None for all."""
+        keep = self._selection.mask(
+            self._rows.sample_of_row(span.lo, span.hi), self._modality_of(span.lo, span.hi)
+        )
+        return None if keep.all() else np.flatnonzero(keep)
+
     def _spans(self) -> Iterator[_Span]:
         size = self._rows.chunk_rows
-        at = self._start
+        at, most = self._start, self._first_span
         while at < self._stop:
             first = last = at // size
             whole = at == first * size
             scale = self._rows.scale(first)
             last += 1
-            while whole and last - first < self._per_span and (last + 1) * size <= self._stop:
+            while whole and last - first < most and (last + 1) * size <= self._stop:
                 if self._rows.scale(last) != scale:
                     break
                 last += 1
             stop = min(last * size, self._stop)
             yield _Span(first, last, at, stop)
-            at = stop
+            at, most = stop, self._per_span
 
     def _begin(
         self, span: _Span, slots: Slots | Ring, index: np.ndarray | None

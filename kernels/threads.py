@@ -25,6 +25,7 @@ from .workspace import Workspace
 
 T = TypeVar("T")
 
+_DEVICE_STEP = 2048
 _lock = threading.Lock()
 _held: list[tuple[int, ThreadPoolExecutor]] = []  # at most one pool, with its number of threads
 _blas_lock = threading.Lock()
@@ -171,8 +172,13 @@ def parallel(work: Callable[[T], None], tasks: Sequence[T]) -> None:
 
 
 def by_rows(work: Callable[[int, int], None], matrix: torch.Tensor, step: int) -> None:
-    """work(lo, hi) for every `step` rows of a matrix: in threads on the host, one after the other on a GPU."""
+    """work(lo, hi) for every `step` rows of a matrix: in threads on the host, one after the other on a GPU.
+
+    There blocks have at least `_DEVICE_STEP` rows, since each launches several kernels.
+    """
     rows = len(matrix)
+    if matrix.device.type != "cpu":
+        step = max(step, _DEVICE_STEP)
     starts = range(0, rows, step)
 
     def block(lo: int) -> None:

@@ -149,12 +149,12 @@ class Prepared:
     template: Any
 
 
-def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Prepared, int]:
-    """The start of every leaf, and the bytes of a result."""
+def prepare(work: Pass, given: Part, start: int, stop: int, boundary: int) -> tuple[Part, int]:
+    """The start of every leaf (`Prepared`, in a part: the client may have no GPU), and the bytes of a result."""
     begin = stop if work.selection() else min(stop, start + boundary)
     with closing(cast("Any", work.batches(start, begin))) as batches:
         template, size = settled(given.reduction, batches, boundary)
-    return Prepared(work, template), size
+    return Part(Prepared(work, template)), size
 
 
 def leaf(prepared: Part, shard: Shard, digests: tuple[str, ...]) -> Part:

@@ -15,7 +15,7 @@ from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments
 from modegap.engine.packing import Part, best_pickler, pack, save_packed
-from modegap.engine.shards import Node, Shard, boundary_of, cut, grain, tree
+from modegap.engine.shards import Node, Shard, boundary_of, cut, grain, on_gpu, tree
 from modegap.engine.stream import Kind, Progress, rows_of
 
 from .calls import Kept
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _MOST_EMBEDDED = 1 << 20
 _MOST_REPEATED = 64 << 10
 """Bytes of what every leaf starts from that each takes with it; more is passed on from worker to worker."""
+DEVICE_KEPT_BYTES = 64 << 30
+"""On GPUs a result of fewer bytes of rows gets no file: 134 MB take as long to write as gigabytes of rows to read."""
 
 
 def reduce_on(
@@ -144,7 +146,7 @@ class _Job:
         given = (self.work, parcel(self.cluster, self.reduction), self.start, self.stop, boundary)
         first = Task(prepare, given, what="the first block")
         ((prepared, size),) = self.cluster.run(lambda: {"begin": first}, lambda graph: ["begin"])
-        of = grain(self.stop - self.start, self.row_bytes, size, self.shard_bytes)
+        of = grain(self.stop - self.start, self.row_bytes, size, self.shard_bytes, self.work.device)
         self.shards = cut(rows[0], self.start, self.stop, of, boundary, self.work.selection() or None)
         if not self.shards:
             return Part(self.reduction.fresh())
@@ -155,7 +157,7 @@ class _Job:
         self._name_nodes()
         root = Node(0, len(self.shards))
         (part,) = self.cluster.run(
-            lambda: self._graph(prepared, root), lambda graph: [self.names[root]], self._done
+            lambda: self._graph(prepared.reduction, root), lambda graph: [self.names[root]], self._done
         )
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -180,7 +182,12 @@ class _Job:
             self.folder = self.cluster.folder / f"reduce-{base.hexdigest()[:24]}"
 
     def _path(self, node: Node) -> Path | None:
-        return None if self.folder is None else self.folder / f"{self.names[node]}.part"
+        """The file of a node's result; None where there is none."""
+        if self.folder is None:
+            return None
+        if on_gpu(self.work.device) and self._rows(node) * self.row_bytes < DEVICE_KEPT_BYTES:
+            return None
+        return self.folder / f"{self.names[node]}.part"
 
     def _graph(self, prepared: Prepared, root: Node) -> Graph:
         """What is left to do for `root`: nodes whose files are there are done."""
@@ -220,6 +227,7 @@ class _Job:
                 self.need,
                 weight=shard.rows,
                 nbytes=shard.rows * self.row_bytes,
+                run=(node.first, len(self.shards)) if on_gpu(self.work.device) else None,
                 what=f"rows {shard.start} to {shard.stop} of {' and '.join(self.work.points)}",
             )
         self._say()

@@ -59,6 +59,7 @@ class Task:
         nbytes: bytes that it reads.
         what: what it is about, for messages.
         priority: higher ones go first.
+        run: (i, n) for the i-th of n tasks of which neighbours belong to one worker, if that is free; None for any.
     """
 
     fn: Callable[..., Any]
@@ -69,6 +70,7 @@ class Task:
     nbytes: int = 0
     what: str = ""
     priority: int = 0
+    run: tuple[int, int] | None = None
 
 
 Graph = Mapping[str, Task]
@@ -258,6 +260,9 @@ class _Run:
         self._finished: set[str] = set()
         self._waiting = list(graph)
         self._nonce = uuid.uuid4().hex[:12]
+        self._workers: list[str] = []
+        if any(task.run is not None for task in graph.values()):
+            self._workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
         # A result is let go when all that need it are done: how many still do.
         self._users = dict.fromkeys(graph, 0)
         for task in graph.values():
@@ -306,9 +311,15 @@ class _Run:
             else:
                 args.append(arg)
         target = None if task.path is None else str(task.path)
+        place: dict[str, Any] = {}
+        if task.run is not None and self._workers:
+            i, n = task.run
+            chosen = self._workers[i * len(self._workers) // n]
+            # Dask may give it to another one: where that is idle, or this one is gone.
+            place = {"workers": [chosen], "allow_other_workers": True}
         return self._client.submit(
             execute, task.fn, target, task.need, *args, key=f"{name}-{self._nonce}", priority=task.priority,
-            pure=False,
+            pure=False, **place,
         )  # fmt: skip
 
     def _ended(self, name: str, future: Any) -> bool:

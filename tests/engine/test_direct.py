@@ -20,6 +20,7 @@ from modegap.stores import (
     DamagedChunkError,
     NotCommittedError,
     PointPlan,
+    RowArray,
     SampleRows,
     StorePlan,
 )
@@ -142,6 +143,21 @@ def test_an_interrupted_wait_is_taken_up_again(store, device, monkeypatch):
         list(stream(store, "a", device="cuda", batch_rows=4 * CHUNK))
     assert times[1] in times[2:]
     assert all(reading.done() for reading in times)
+
+
+def test_an_error_of_the_columns_waits_for_what_is_under_way(store, device, monkeypatch):
+    asked = []
+    read = device.from_files.read
+    monkeypatch.setattr(device.from_files, "read", lambda *given: asked.append(read(*given)) or asked[-1])
+
+    def broken(rows, start, stop):
+        raise OSError("no positions")
+
+    monkeypatch.setattr(RowArray, "position", broken)
+    with pytest.raises(OSError, match="no positions"):
+        list(stream(store, "a", device="cuda"))
+    assert asked
+    assert all(reading.done() for reading in asked)
 
 
 class FakeFuture:

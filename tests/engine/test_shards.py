@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modegap.engine import packing
 from modegap.engine.batch import ActivationBatch
 from modegap.engine.chunks import Selection
 from modegap.engine.errors import EngineError
@@ -89,6 +90,28 @@ def test_shards_are_large_beside_their_result() -> None:
     assert spans(0, 3) == []
 
 
+def test_shards_of_gpus_are_long_beside_a_task_and_evenly_many() -> None:
+    state, row, gib = 134_000_000, 8192, (1 << 30) // 8192
+    for nbytes, count in (
+        (1, 1),
+        (3, 1),
+        (4, 2),
+        (8, 4),
+        (16, 8),
+        (31, 8),
+        (250, 64),
+        (1024, 64),
+        (1025, 128),
+    ):
+        of = grain(nbytes * gib, row, state, device="cuda:0")
+        assert len(sizes(nbytes * gib, of, 1)) == count, nbytes
+        assert of.least == of.target == -(-nbytes * gib // count)
+    assert grain(8 * gib, row, 1 << 30, device="cuda").target == 4 * gib  # at least four times their result
+    assert grain(100, row, 0, 1 << 14, device="cuda") == Grain(4, 4)  # 50 would do, 32 are a power of two
+    assert grain(0, row, state, device="cuda") == Grain(1, 1)
+    assert grain(10**6, row, state, device="cpu") == grain(10**6, row, state)
+
+
 def test_the_last_shards_are_smaller() -> None:
     assert sizes(1200, Grain(200, 25), 25) == [200] * 4 + [100] * 2 + [50] * 2 + [25] * 4
     assert sizes(1200, Grain(200, 60), 25) == [200] * 4 + [100] * 4
@@ -143,6 +166,35 @@ def test_a_part_travels_without_copies_and_goes_on() -> None:
     ours, theirs = whole.finalize(), there.reduction.finalize()
     assert torch.equal(ours.covariance, theirs.covariance)
     assert ours.certificate.kernel_paths == theirs.certificate.kernel_paths
+
+
+def test_a_part_goes_back_to_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host stands for the GPU here: what counts is which arrays are put there, and that nothing else changes."""
+    left, right = Moments(block_rows=8), Moments(block_rows=8)
+    left.update(batch(21, 0))
+    right.update(batch(16, 1))
+    wanted = Part(left, 21).merged(Part(right, 16)).reduction.finalize().covariance
+    there: Part = pickle.loads(pickle.dumps(Part(right, 16)))
+    assert there._from == {}
+    there._from = {0: "cuda:0", 2: "cuda:0"}
+    put: list[torch.device | None] = []
+    same = packing._moved
+
+    def moved(value: Any, place: torch.device | None) -> Any:
+        put.append(place)
+        return same(value, None)
+
+    monkeypatch.setattr(packing, "_moved", moved)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert torch.equal(Part(left, 21).merged(there).reduction.finalize().covariance, wanted)
+    assert put == []  # there is no such GPU here: it stays on the host
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    again: Part = pickle.loads(pickle.dumps(there))  # from the host on to another worker
+    whole = Part(left, 21).merged(again)
+    assert torch.equal(whole.reduction.finalize().covariance, wanted)
+    assert [i for i, place in enumerate(put) if place is not None] == [0, 2]
+    assert len(put) > 3
+    assert whole._from == {}
 
 
 def test_a_merge_leaves_its_parts() -> None:

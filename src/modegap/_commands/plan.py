@@ -40,12 +40,14 @@ class Options:
         cluster: also plan the covariances of the points on a cluster: local:N, an address, a YAML file; nothing is
             started.
         cluster_workers: how many workers it has, where `cluster` does not say.
+        cluster_device: where they put the rows: `cuda` for a GPU each; the host unless given.
     """
 
     measure: bool = True
     gpu_memory: float | None = None
     cluster: str | None = None
     cluster_workers: int | None = None
+    cluster_device: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a size that makes no sense."""
@@ -53,6 +55,8 @@ class Options:
             raise ValueError(f"got gpu_memory {self.gpu_memory}; expected GB above 0")
         if self.cluster_workers is not None and self.cluster_workers < 1:
             raise ValueError(f"got cluster_workers {self.cluster_workers}; expected at least 1")
+        if self.cluster_device not in (None, "cpu", "cuda"):
+            raise ValueError(f"got cluster_device {self.cluster_device!r}; expected cpu or cuda")
 
 
 CONFIGS = (Config, DataOptions, Options)
@@ -105,8 +109,9 @@ def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str,
     for point in found.points:
         rows = point.rows or found.samples
         nbytes = point.token_bytes or point.pooled_bytes
+        itemsize = max(1, round(nbytes / (rows * point.width)))
         plans[point.point] = plan_reduction(
-            rows, point.width, workers=workers, itemsize=max(1, round(nbytes / (rows * point.width)))
+            rows, point.width, workers=workers, itemsize=itemsize, device=planning.cluster_device
         )
     rows_shown = [
         (
@@ -122,11 +127,12 @@ def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str,
         )
         for name, p in plans.items()
     ]
+    unit, rate = ("GPU", "29") if planning.cluster_device == "cuda" else ("thread", "0.06")
     columns: list[Column | str] = ["point", Column("shards"), Column("tasks"), "read", "scheduler", "between workers",
                                    "run folder", "memory a worker", "time"]  # fmt: skip
     notes = [
-        f"the covariance of each point on {workers} workers of one thread, by a walk through its tasks; time at "
-        "0.06 GB of rows a second and worker for width 4096, start-up not counted"
+        f"the covariance of each point on {workers} workers of one {unit}, by a walk through its tasks; time at "
+        f"{rate} GB of rows a second and worker for width 4096, start-up not counted"
     ]
     return Table("cluster", columns, rows_shown, notes), {name: p.to_json() for name, p in plans.items()}
 

@@ -109,3 +109,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "give --cluster-workers" in capsys.readouterr().err
     assert main([*words, "--cluster", "tcp://somewhere:8786", "--cluster-workers", "64"]) == 0
     assert "64 workers" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--cluster-workers", "2", "--cluster-device", "cuda"]) == 0
+    assert "2 workers of one GPU" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--cluster-workers", "2", "--cluster-device", "tpu"]) == 2
+    assert "expected cpu or cuda" in capsys.readouterr().err

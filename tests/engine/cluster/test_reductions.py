@@ -98,7 +98,7 @@ def test_parts_hold_no_scratch_memory(store: ActivationStore) -> None:
     prepared, _ = prepare(work, Part(Moments(block_rows=64)), 0, 2000, 64)
     shards = [Shard(i, 1024 * i, 1024 * i + 1024, 1024) for i in range(2)]
     first, second = (
-        leaf(Part(prepared), shard, work.digests(shard.start, shard.stop)).reduction for shard in shards
+        leaf(prepared, shard, work.digests(shard.start, shard.stop)).reduction for shard in shards
     )
     assert first._workspace.nbytes == second._workspace.nbytes == 0
     one = reduce(store, "adapter_output", Moments(block_rows=64), start=0, stop=2048)

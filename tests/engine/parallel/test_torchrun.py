@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from modegap._facade import load, unsifted_dataset
 from modegap.engine.capture import ExtractConfig, extract
-from modegap.engine.moments import Moments
+from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import launched, rank_of_env
 from modegap.engine.reduce import reduce
 from modegap.stores import ActivationStore, verify
@@ -72,6 +72,32 @@ def test_every_process_has_the_same_bits(ran: tuple[Path, str]) -> None:
         assert torch.equal(ours[i], theirs[i])
         assert (ours[i] - one.covariance).abs().max() <= 1e-10 * one.covariance.abs().max()
         assert facts[i] == [one.count, dict(one.certificate.store_hashes)]
+
+
+def test_an_error_in_one_process_reaches_all(ran: tuple[Path, str]) -> None:
+    folder, _ = ran
+    rows = ActivationStore.open(folder / "both.zarr").rows("llm_final").n_valid_rows
+    ours, theirs = (json.loads((folder / f"errors{rank}.json").read_text()) for rank in (0, 1))
+    assert ours == theirs
+    assert ours["first block"] == "ValuesError: row 3"
+    assert ours["later"] == "ValuesError: row 17"
+    assert ours["last"] == f"ValuesError: row {rows - 1}"
+    assert ours["merge"] == "EngineError: LocalError: no merge"  # a class of a function cannot be sent
+    assert ours["here only"].startswith("ValueError: start, stop")
+    assert ours["one row"].startswith("EngineError: llm_final: 1 rows")
+
+
+def test_a_reduction_without_blocks(ran: tuple[Path, str]) -> None:
+    folder, _ = ran
+    store = ActivationStore.open(folder / "both.zarr")
+    rows = store.rows("llm_final").n_valid_rows
+    one = reduce(store, "llm_final", RowSample(torch.tensor([1, rows // 2, rows - 1]), 32))
+    for rank in (0, 1):
+        row, values = torch.load(folder / f"rows{rank}.pt")
+        assert torch.equal(row, one.row)
+        assert torch.equal(values, one.values)
+        parts = json.loads((folder / f"parts{rank}.json").read_text())
+        assert parts == ["settle", "rows", "exchange", "finalize"]
 
 
 def test_a_single_process_is_nobodys_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,15 +200,17 @@ class FakeFile:
 
 @pytest.fixture
 def kvikio(monkeypatch):
-    settings = {"num_threads": 1, "bounce_buffer_size": 16 << 20}
+    settings = {"num_threads": 1, "bounce_buffer_size": 16 << 20, "compat_mode": "auto"}
     module, defaults = ModuleType("kvikio"), ModuleType("kvikio.defaults")
     defaults.get, defaults.set = settings.get, settings.__setitem__
     FakeFile.opened = FakeFile.closed = 0
     module.defaults, module.CuFile, module.settings = defaults, FakeFile, settings
+    module.CompatMode = SimpleNamespace(ON="on")
+    monkeypatch.setattr(files_module, "_GDS_DRIVER", Path("/none"))
     monkeypatch.setitem(sys.modules, "kvikio", module)
     monkeypatch.setitem(sys.modules, "kvikio.defaults", defaults)
     monkeypatch.setattr(files_module.importlib.util, "find_spec", lambda name: name)
-    for name in ("KVIKIO_NTHREADS", "KVIKIO_BOUNCE_BUFFER_SIZE"):
+    for name in ("KVIKIO_NTHREADS", "KVIKIO_BOUNCE_BUFFER_SIZE", "KVIKIO_COMPAT_MODE"):
         monkeypatch.delenv(name, raising=False)
     return module
 
@@ -224,13 +226,33 @@ def test_settings_of_kvikio(kvikio, monkeypatch):
     monkeypatch.setenv("KVIKIO_NTHREADS", "6")
     monkeypatch.setenv("KVIKIO_BOUNCE_BUFFER_SIZE", str(1 << 20))
     kvik_files(9)
-    assert kvikio.settings == {"num_threads": 6, "bounce_buffer_size": 1 << 20}
+    assert kvikio.settings == {"num_threads": 6, "bounce_buffer_size": 1 << 20, "compat_mode": "on"}
+
+
+def test_gpudirect_storage_is_left_to_kvikio_where_its_driver_is(kvikio, monkeypatch, tmp_path):
+    monkeypatch.setenv("KVIKIO_COMPAT_MODE", "OFF")
+    kvik_files(2)
+    monkeypatch.delenv("KVIKIO_COMPAT_MODE")
+    monkeypatch.setattr(files_module, "_GDS_DRIVER", tmp_path)
+    kvik_files(2)
+    assert kvikio.settings["compat_mode"] == "auto"
+    monkeypatch.setattr(files_module, "_GDS_DRIVER", tmp_path / "none")
+    kvik_files(2)
+    assert kvikio.settings["compat_mode"] == "on"
 
 
 def test_without_kvikio(kvikio, monkeypatch):
     monkeypatch.setitem(sys.modules, "kvikio", None)  # import raises
     assert kvik_files(2) is None
     monkeypatch.setattr(files_module.importlib.util, "find_spec", lambda name: None)
+    assert kvik_files(2) is None
+
+
+def test_a_kvikio_whose_libraries_are_missing(tmp_path, monkeypatch):
+    (tmp_path / "kvikio").mkdir()
+    (tmp_path / "kvikio/__init__.py").write_text("raise RuntimeError('Failure finding libcufile.so.0')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kvikio", raising=False)
     assert kvik_files(2) is None
 
 

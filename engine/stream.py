@@ -13,6 +13,7 @@ import torch
 
 from .batch import ActivationBatch, PairedBatch
 from .chunks import ChunkReader, Piece, Selection
+from .devices import named
 from .direct import FileSlot, Ring, loaded
 from .prefetch import Slots, prefetched, torch_dtype
 from .upload import Copies, CudaCopies, Staging
@@ -152,7 +153,7 @@ def _or(given: int | None, otherwise: int) -> int:
 
 def _place(device: str | torch.device | None) -> torch.device | None:
     """The GPU that is meant, by its number: threads have a current device of their own. None is the host."""
-    place = torch.device("cpu" if device is None else device)
+    place = named(device)
     if place.type == "cpu":
         return None
     if place.type != "cuda" or not torch.cuda.is_available():

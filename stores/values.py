@@ -13,6 +13,9 @@ FP16_MAX = 65504.0
 MAX_EXPONENT = 112
 """65504 * 2**112 is the largest power-of-two multiple of fp16's maximum that float32 can hold."""
 
+AS_FLOAT32 = "plan dtype='float32' (`--store_dtype` of extract, `--dtype` of import)"
+"""What to do about values that float16 cannot hold."""
+
 FEWEST_BITS = 8
 """Significant bits that scaling must leave of a row's largest value: as many as bfloat16 has."""
 
@@ -138,9 +141,7 @@ def check_top(where: str, rows: np.ndarray, top: float, dtype: str) -> None:
         )
     limit = FP16_MAX * 2.0**MAX_EXPONENT
     if dtype == "float16" and top > limit:
-        raise StoreError(
-            f"{where}: values beyond {limit:.3g} do not fit float16 even scaled: plan dtype='float32'"
-        )
+        raise StoreError(f"{where}: values beyond {limit:.3g} do not fit float16 even scaled: {AS_FLOAT32}")
 
 
 def checked_column(where: str, kind: str, value: Any, n_rows: int) -> tuple[np.ndarray, float]:

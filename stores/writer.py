@@ -24,7 +24,7 @@ from .owner import claim, release
 from .remote import Place
 from .runs import Run, Survey
 from .summing import default_threads
-from .values import FEWEST_BITS, absmax, check_top, checked_column, shaped_rows
+from .values import AS_FLOAT32, FEWEST_BITS, absmax, check_top, checked_column, shaped_rows
 
 _WORTH_SHARING = 2**21
 """Bytes of rows from which on another thread is called to look at them: it takes 0.1 ms to come."""
@@ -232,7 +232,7 @@ class Writer:
                 f"{part.where}: the value {found.top:.3g} in sample {self._ids[found.sample]!r} needs a scale that "
                 f"leaves other rows of its float16 chunk (samples {first!r} to {last!r}, one of them at most "
                 f"{found.least:.3g}) fewer than {FEWEST_BITS} bits; nothing of this sample was stored: find out "
-                f"where that value comes from and leave its sample out of the plan, or plan dtype='float32'"
+                f"where that value comes from and leave its sample out of the plan, or {AS_FLOAT32}"
             )
 
     def _written(self, sample: int, parts: Sequence[_Part]) -> None:

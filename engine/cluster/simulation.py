@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
+from modegap.engine.moments import Moments
 from modegap.engine.shards import Grain, Node, cut_step, grain, on_gpu, sizes, tree
 
 from .memory import leaf_bytes, merge_bytes, needed_limit
@@ -20,12 +21,11 @@ reports, what the client is told; 4,300 to 5,500 measured."""
 WORKER_BYTES = 3_000
 """Bytes a worker and second of heartbeats, read and written; 1,000 to 2,500 measured."""
 
-_RATE, _READ_RATE = 0.06e9, 1.0e9
+HOST_RATE, _READ_RATE = 0.06e9, 1.0e9
 _MERGE_RATE = 1.0e9  # bytes a second of fp64 sums, reading and writing included
-_DEVICE_RATE = 29.0e9
+DEVICE_RATE = 38.0e9
 _DEVICE_TASK_SECONDS = 0.015
-"""Of a covariance of width 4096 on one H100 (docs/scaling.md): 8.6 GB in 0.29 s; a pass of few rows, less those."""
-_HOST_ROWS, _DEVICE_ROWS = 2048, 16384
+"""Of a covariance of width 4096 on one H100 (docs/scaling.md): 8.6 GB in 0.22 s; a pass of few rows, less those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ def plan_reduction(
         shards: how many, of equal size; None cuts as `reduce_on` does.
         shard_bytes: least bytes of a shard.
         part_bytes: of a partial result; a covariance's unless given.
-        block_rows: rows of the reduction's block; None takes a covariance's, 2,048 on the host and 16,384 on a GPU.
+        block_rows: rows of the reduction's block; None takes a covariance's on that device.
         chunk_bytes: of the store's chunks.
         rate: bytes of rows a second and worker; None takes a covariance's on one core with AVX-512, 0.06 GB/s at
-            width 4096 (half of two threads' 27.6 s over 3.2 GB) and less at larger widths; on an H100 29 GB/s, as its
+            width 4096 (half of two threads' 27.6 s over 3.2 GB) and less at larger widths; on an H100 38 GB/s, as its
             rows are read.
         device: `cuda` for workers of one GPU each; None is the host.
 
@@ -120,7 +120,7 @@ def plan_reduction(
     part = covariance_part(width) if part_bytes is None else part_bytes
     gpu = on_gpu(device)
     if block_rows is None:
-        block_rows = _DEVICE_ROWS if gpu else _HOST_ROWS
+        block_rows = Moments().boundary(device)
     if shards is None:
         of = grain(rows, row_bytes, part, shard_bytes, device)
         cuts = sizes(rows, of, cut_step(of, block_rows, max(chunk_bytes // row_bytes, 1)))
@@ -128,7 +128,7 @@ def plan_reduction(
         cuts = sizes(rows, Grain(-(-rows // shards), rows), 1)
     shards = len(cuts)
     if rate is None:
-        rate = _DEVICE_RATE if gpu else min(_RATE * 4096 / width, _READ_RATE)
+        rate = DEVICE_RATE if gpu else min(HOST_RATE * 4096 / width, _READ_RATE)
     leaf_seconds = [size * row_bytes / rate + gpu * _DEVICE_TASK_SECONDS for size in cuts]
     ends = [0, *accumulate(size * row_bytes for size in cuts)]
     run = _Walk(leaf_seconds, workers, 3 * part / _MERGE_RATE, ends if gpu else None).found()

@@ -43,7 +43,11 @@ def opened(path: str, kind: Source, *, width: int | None = None, dtype: str = "f
         try:
             content = _open(path, place, kind, stack, width, dtype)
         except _BAD as error:
-            raise EngineError(f"cannot read {path} as {kind} ({' '.join(str(error).split())})") from None
+            said = " ".join(str(error).split())
+            raise EngineError(
+                f"cannot read {path} as {kind} ({said}): check that it is whole, make it again, or name its format "
+                f"with --format"
+            ) from None
         if kind != "store" and "://" not in path:
             beside = sidecar_of(place, kind)
             content.add_sidecar(read_sidecar(beside), beside)

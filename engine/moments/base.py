@@ -9,6 +9,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import torch
 
+from modegap.engine.devices import named
 from modegap.engine.errors import EngineError
 from modegap.kernels import KernelPath, Mode, Workspace
 
@@ -84,7 +85,7 @@ class BlockReduction(ABC, Generic[R]):
 
     def boundary(self, device: str | torch.device | None = None) -> int:
         """Rows a block: parts that begin on its multiples and share the shift merge to one pass's blocks."""
-        on_host = torch.device("cpu" if device is None else device).type == "cpu"
+        on_host = named(device).type == "cpu"
         return self._block_rows or (_HOST_ROWS[self.mode] if on_host else _DEVICE_ROWS)
 
     def borrow(self, workspace: Workspace | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from modegap.engine.moments import CrossMoments
+from modegap.engine.moments import CrossMoments, Moments
 from modegap.engine.reduce import reduce_pairs
 from modegap.engine.stream import stream, stream_pairs
 from modegap.stores import ActivationStore, DamagedChunkError, PointPlan, SampleRows, StoreError, StorePlan
@@ -329,3 +329,11 @@ def test_pairs_of_points(store, batch_rows):
 def test_points_of_different_rows_do_not_pair(store):
     with pytest.raises(ValueError, match="expected the same rows"):
         stream_pairs(store, ("a", "c"))
+
+
+@pytest.mark.parametrize("device", ["gpu7", "cuda:x", ""])
+def test_a_device_that_torch_does_not_know(store, device):
+    with pytest.raises(ValueError, match=r"device: got .* expected 'cpu' or an NVIDIA GPU"):
+        stream(store, "a", device=device)
+    with pytest.raises(ValueError, match="device: got"):
+        Moments().boundary(device)

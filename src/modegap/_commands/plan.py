@@ -57,6 +57,10 @@ class Options:
             raise ValueError(f"got cluster_workers {self.cluster_workers}; expected at least 1")
         if self.cluster_device not in (None, "cpu", "cuda"):
             raise ValueError(f"got cluster_device {self.cluster_device!r}; expected cpu or cuda")
+        if self.cluster_device is not None and self.cluster is None and self.cluster_workers is None:
+            raise ValueError(
+                "got cluster_device and no cluster; say how many workers with cluster_workers, or cluster"
+            )
 
 
 CONFIGS = (Config, DataOptions, Options)
@@ -98,6 +102,7 @@ def run(config: Config, options: DataOptions, planning: Options, console: Consol
 
 def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str, Any]]:
     from modegap.engine.cluster import parse, plan_reduction
+    from modegap.engine.cluster.simulation import DEVICE_RATE, HOST_RATE
 
     spec = parse(planning.cluster or "local")
     workers = planning.cluster_workers or spec.workers or (spec.adapt[1] if spec.adapt else None)
@@ -127,12 +132,12 @@ def _on_cluster(found: CapturePlan, planning: Options) -> tuple[Table, dict[str,
         )
         for name, p in plans.items()
     ]
-    unit, rate = ("GPU", "29") if planning.cluster_device == "cuda" else ("thread", "0.06")
+    unit, rate = ("GPU", DEVICE_RATE) if planning.cluster_device == "cuda" else ("thread", HOST_RATE)
     columns: list[Column | str] = ["point", Column("shards"), Column("tasks"), "read", "scheduler", "between workers",
                                    "run folder", "memory a worker", "time"]  # fmt: skip
     notes = [
         f"the covariance of each point on {workers} workers of one {unit}, by a walk through its tasks; time at "
-        f"{rate} GB of rows a second and worker for width 4096, start-up not counted"
+        f"{rate / 1e9:g} GB of rows a second and worker for width 4096, start-up not counted"
     ]
     return Table("cluster", columns, rows_shown, notes), {name: p.to_json() for name, p in plans.items()}
 

@@ -112,4 +112,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert main([*words, "--cluster-workers", "2", "--cluster-device", "cuda"]) == 0
     assert "2 workers of one GPU" in " ".join(capsys.readouterr().out.split())
     assert main([*words, "--cluster-workers", "2", "--cluster-device", "tpu"]) == 2
+    assert main([*words, "--cluster-device", "cuda"]) == 2  # of which cluster
     assert "expected cpu or cuda" in capsys.readouterr().err

@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import numpy as np
 
 from .buffers import aligned_empty
 from .objects import Publishing
+
+Call = Callable[[], None]
+
+
+class Assistant:
+    """A thread that does work beside its caller's own: cheaper to call at every put than a pool of one thread."""
+
+    def __init__(self) -> None:
+        """Start with no thread; it is made on demand, and ends when nobody knows the assistant any more."""
+        self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        weakref.finalize(self, self._calls.put, None)
+
+    @contextmanager
+    def beside(self, work: Call) -> Iterator[None]:
+        """Do `work` while the block runs; leave when nothing of it goes on.
+
+        It is not begun any more once the block is through: whoever needs it done does the rest.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_attend, args=(self._calls,), name="modegap-look", daemon=True
+            )
+            self._thread.start()
+        turn, over = itertools.count(), threading.Lock()
+        failures: list[BaseException] = []
+
+        def called() -> None:
+            if next(turn):
+                return
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                over.release()
+
+        over.acquire()
+        self._calls.put(called)
+        try:
+            yield
+        finally:
+            if next(turn):
+                over.acquire()
+        if failures:
+            raise failures[0]
+
+    def finish(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread.join()
+            self._thread = None
+
+
+def _attend(calls: SimpleQueue[Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # what it holds is not kept until the next one
 
 
 class Committer:
@@ -25,7 +87,7 @@ class Committer:
         """Start with no thread and no buffer; both are made on demand and reused."""
         self.publisher = publisher
         self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="modegap-commit")
-        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="modegap-look")
+        self.assistant = Assistant()
         self._slots = threading.BoundedSemaphore(depth)
         self._free: dict[int, list[np.ndarray]] = {}
         self._pending: list[Future[None]] = []
@@ -43,7 +105,7 @@ class Committer:
         if buffer is not None:
             self._free.setdefault(buffer.nbytes, []).append(buffer)
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Call) -> None:
         """Commit a chunk in the background; wait first while `depth` are on their way."""
         self._slots.acquire()
 
@@ -55,22 +117,7 @@ class Committer:
 
         self._pending.append(self._pool.submit(run))
 
-    @contextmanager
-    def beside(self, work: Callable[[], None]) -> Iterator[None]:
-        """Do `work` in a thread of its own while the block runs; leave when nothing of it goes on.
-
-        It is not begun any more once the block is through: whoever needs it done does the rest.
-        """
-        helper = self._beside.submit(work)
-        try:
-            yield
-        finally:
-            if not helper.cancel():
-                helper.exception()  # waits
-        if not helper.cancelled():
-            helper.result()
-
-    def aside(self, work: Callable[[], None]) -> None:
+    def aside(self, work: Call) -> None:
         """Do, when a thread is free, what nobody waits for and what cannot fail."""
         self._pool.submit(work)
 
@@ -94,6 +141,6 @@ class Committer:
 
     def finish(self) -> None:
         """Wait for everything on its way, then end the threads and give the buffers back."""
-        self._beside.shutdown(wait=True)
+        self.assistant.finish()
         self._pool.shutdown(wait=True)
         self._free.clear()

@@ -28,6 +28,7 @@ DIRECT = 2**20
 
 
 _COPIED = 2**19  # bytes copied and summed at a time: they stay in a core's own cache between the two
+_BRIEF = 2**14  # bytes at most that are copied without numpy, which hands over the interpreter's lock
 
 
 class Filling:
@@ -75,6 +76,7 @@ class Filling:
             or spec.compressed
         ):
             return None
+        self._sum_to(self.rows * self._row_bytes)
         return Run(rows, self.rows, spec.block_rows, self._sum)
 
     def write(self, run: Run, *, look: bool) -> None:
@@ -92,9 +94,11 @@ class Filling:
         ready = self.rows * self._row_bytes
         if self.written < ready:
             yield self._content[self.written : ready]
+        if not look:
+            yield bytes_of(run.rows)
+            return
         for index, piece in enumerate(run.pieces):
-            if look:
-                run.look(index)
+            run.look(index)
             yield bytes_of(piece)
 
     def add(self, rows: np.ndarray, absmax: float) -> None:
@@ -116,12 +120,15 @@ class Filling:
         for at in range(0, len(rows), self._step):
             part = rows[at : at + self._step]
             out = self._values[self.rows : self.rows + len(part)]
-            if narrow:
+            if part.nbytes <= _BRIEF and part.dtype == out.dtype and not self.exponent:
+                bytes_of(out)[:] = bytes_of(part)
+            elif narrow:
                 store_scaled(part, self.exponent, out)
             else:
                 out[...] = part
             self.rows += len(part)
-            self._sum_to(self.rows * self._row_bytes)
+            if self.rows * self._row_bytes - self._summed >= self._step * self._row_bytes:
+                self._sum_to(self.rows * self._row_bytes)
 
     def least(self) -> float:
         """Return the least of the largest values of its float16 rows that are not next to nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ FEWEST_BITS = 8
 
 _COARSEST = 2.0 ** (FEWEST_BITS - 25)  # float16 keeps as many of values down to this
 _MODALITIES = 4
+_COLUMNS: dict[str, tuple[type[np.integer[Any]], int]] = {"ids": (np.int32, -1), "modality": (np.uint8, 0)}
 _BLOCK = 2**22  # bytes that stay in the cache between the two passes
 _BITS: dict[np.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]]]] = {
     np.dtype(np.float16): (np.int16, np.uint16),
@@ -150,9 +152,8 @@ def checked_column(where: str, kind: str, value: Any, n_rows: int) -> tuple[np.n
     Raises:
         ValueError: wrong length or type, or a value out of range.
     """
-    dtype, missing = (np.int32, -1) if kind == "ids" else (np.uint8, 0)
     if value is None:
-        return np.full(n_rows, missing, dtype), float(-missing)
+        return _missing(kind, n_rows)
     array = np.asarray(value)
     if array.shape != (n_rows,) or array.dtype.kind not in "iu":
         raise ValueError(f"{where}: expected {n_rows} integers, got {array.dtype} {array.shape}")
@@ -160,4 +161,12 @@ def checked_column(where: str, kind: str, value: Any, n_rows: int) -> tuple[np.n
     least, most = (int(array.min()), int(array.max())) if n_rows else (0, 0)
     if not low <= least <= most <= high:
         raise ValueError(f"{where}: values must be {low} to {high}, got {least} to {most}")
-    return array.astype(dtype), float(max(-least, most))
+    return array.astype(_COLUMNS[kind][0]), float(max(-least, most))
+
+
+@lru_cache(maxsize=64)
+def _missing(kind: str, n_rows: int) -> tuple[np.ndarray, float]:
+    dtype, value = _COLUMNS[kind]
+    values = np.full(n_rows, value, dtype)
+    values.setflags(write=False)
+    return values, float(-value)

@@ -62,6 +62,8 @@ class _Part:
             check_top(self.where, self.rows, self.top, self.writer.spec.dtype)
 
     def _largest(self, place: slice, run: Run) -> float:
+        if len(run.rows) == len(self.rows):
+            return run.top
         rest = (self.rows[: place.start], self.rows[place.stop :])
         return float(np.max([run.top, *map(absmax, rest)]))  # NaN if one of them is
 
@@ -249,7 +251,7 @@ class Writer:
             return
         alone = sum(run.rows.nbytes for _, run in runs) < _WORTH_SHARING or default_threads() < 2
         survey = Survey(() if alone else [run for _, run in runs])
-        with nullcontext() if alone else self._committer.beside(survey.work):
+        with nullcontext() if alone else self._committer.assistant.beside(survey.work):
             for writer, run in runs:
                 writer.write(run, look=alone)
             survey.work()

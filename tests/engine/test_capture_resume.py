@@ -43,10 +43,13 @@ def child(name, pause, killed_after=None):
     return os.waitpid(pid, 0)[1]
 
 assert child("whole", 0.0) == 0
+began = time.monotonic()
+assert child("timed", 0.02) == 0
+took = time.monotonic() - began
 rng = random.Random(seed)
 kills = 0
-for _ in range(40):
-    status = child("killed", 0.02, rng.uniform(0.05, 0.8))
+for _ in range(20):
+    status = child("killed", 0.02, rng.uniform(0.1, 0.5 if kills < 2 else 1.0) * took)
     if os.WIFEXITED(status):
         assert os.WEXITSTATUS(status) == 0
         break

@@ -212,10 +212,7 @@ def test_the_rows_are_the_callers_again_when_put_returns(
 
 
 def test_work_beside_is_over_when_the_block_is_left() -> None:
-    class Nothing:
-        pass
-
-    at_work = committer.Committer(1, Nothing())  # type: ignore[arg-type]
+    at_work = committer.Assistant()
     done: list[int] = []
     release = threading.Event()
 
@@ -230,6 +227,26 @@ def test_work_beside_is_over_when_the_block_is_left() -> None:
     with pytest.raises(KeyError), at_work.beside(lambda: done.append(2)):
         raise KeyError
     at_work.finish()
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_the_thread_beside_ends_with_its_work(forgotten: bool) -> None:
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "modegap-look"]
+
+    before = threads()
+    at_work = committer.Assistant()
+    assert threads() == before
+    for _ in range(2):
+        with at_work.beside(lambda: None):
+            time.sleep(0.05)  # long enough for it to begin
+    (mine,) = (thread for thread in threads() if thread not in before)
+    if forgotten:
+        del at_work
+    else:
+        at_work.finish()
+    mine.join(10)
+    assert not mine.is_alive()
 
 
 @pytest.mark.parametrize("room", [0, 1, 64])

@@ -116,6 +116,7 @@ def _prepared(job: Job, ranks: Ranks | None) -> dict[str, Any] | None:
         if not config.skip_bad:
             job.measure(None)
         job.prepare(broadcast(None, 0, ranks))
+        job.ledger.forget()  # the first process lists them
         return None
     if path.exists() and not config.resume:
         raise EngineError(f"{path} exists; choose another store, delete it, or resume it (resume=True)")

@@ -1,16 +1,20 @@
-"""What each process of the test's torchrun does: two commands, then reductions of several ranges."""
+"""What each process of the test's torchrun does: three commands, then a capture step by step and many reductions."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from modegap._facade import load, unsifted_dataset
 from modegap.cli import main
 from modegap.engine.batch import ActivationBatch
+from modegap.engine.capture import ExtractConfig, extract, extraction
+from modegap.engine.capture.job import Job
 from modegap.engine.errors import ValuesError
 from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import Ranks, launched, reduce
@@ -49,6 +53,36 @@ def said(store: ActivationStore, ranks: Ranks, made: Moments, row: int, **option
     return "nothing"
 
 
+def step_by_step(folder: Path, ranks: Ranks) -> None:
+    """A capture whose processes go on from each step of its set-up only when the other has come there too."""
+
+    def meet(name: str) -> None:
+        (folder / f"{name} {ranks.rank}").touch()
+        end = time.monotonic() + 60
+        while not (folder / f"{name} {1 - ranks.rank}").exists():
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {ranks.rank} is at {name}, and the other one does not come")
+            time.sleep(0.01)
+
+    class Stepwise(Job):
+        def first_batch(self):  # type: ignore[no-untyped-def]
+            meet("first batch")
+            return super().first_batch()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "tokenise" and done == 1:
+            meet(phase)
+
+    config = ExtractConfig("lab:aligned", "lab", str(folder / "steps.zarr"), ("adapter_output",), limit=12)
+    plain, extraction.Job = extraction.Job, Stepwise
+    try:
+        extract(
+            config, model=load("lab:aligned"), data=unsifted_dataset("lab"), progress=progress, ranks=ranks
+        )
+    finally:
+        extraction.Job = plain
+
+
 def run(folder: Path) -> int:
     store = str(folder / "both.zarr")
     capture = [
@@ -62,9 +96,14 @@ def run(folder: Path) -> int:
         "8192",
     ]
     code = main(["extract", "lab:aligned", "lab", store, *capture, "--json"])
+    few = ["--points", "adapter_output", "--batch-size", "2", "--chunk-bytes", "8192", "--skip-bad"]
+    code |= main(
+        ["extract", "lab:aligned", str(folder / "pictures"), str(folder / "few.zarr"), *few, "--json"]
+    )
     code |= main(["cov", store, "adapter_output", "--out", str(folder / "cov.safetensors"), "--json"])
     with launched() as ranks:
         assert ranks is not None
+        step_by_step(folder, ranks)
         opened = ActivationStore.open(store)
         rows = opened.rows("llm_final").n_valid_rows
         found = []

@@ -148,6 +148,15 @@ def test_a_reduction_without_blocks(ran: tuple[Path, str]) -> None:
         assert parts == ["settle", "rows", "exchange", "finalize"]
 
 
+def test_the_group_ends_before_the_interpreter(ran: tuple[Path, str]) -> None:
+    """A thread of the group that lets go of a tensor while the interpreter ends aborts the process."""
+    folder, _ = ran
+    for rank in (0, 1):
+        names = json.loads((folder / f"threads{rank}.json").read_text())
+        assert names
+        assert not [name for name in names if "gloo" in name]
+
+
 def test_a_single_process_is_nobodys_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     with launched() as ranks:
         assert ranks is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -143,5 +145,13 @@ def run(folder: Path) -> int:
     return code
 
 
+def threads_left(folder: Path) -> None:
+    """Notes the process's threads by name, those of libraries too."""
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads{os.environ['RANK']}.json").write_text(json.dumps(names))
+
+
 if __name__ == "__main__":
+    # called after what `launched` registers later
+    atexit.register(threads_left, Path(sys.argv[1]))
     sys.exit(run(Path(sys.argv[1])))

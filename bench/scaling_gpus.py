@@ -144,9 +144,12 @@ class _Passes(Pair):
         )
 
     def agreed(self, rows: int) -> tuple[dict[int, Any], float]:
-        """Covariances by one process over its rows and over all, and how far the shared one is from that."""
-        wanted = {n: self._one(n * rows).covariance.cpu() for n in (1, self.ranks.world)}
-        return wanted, _gap(self._two(rows).covariance.cpu(), wanted[self.ranks.world])
+        """Covariances by one process over its rows and over all, and how far shared ones of each mode are from that."""
+        world = self.ranks.world
+        wanted = {n: self._one(n * rows).covariance.cpu() for n in (1, world)}
+        exact = self._one(world * rows, "exact").covariance.cpu()
+        pairs = [(self._two(rows), wanted[world]), (self._two(rows, "exact"), exact)]
+        return wanted, max(_gap(found.covariance.cpu(), whole) for found, whole in pairs)
 
     def scaling(self, rows: int, rounds: int, mode: str) -> dict[str, Any]:
         """Seconds of a pass, in turn by one process, by the other, and by both."""

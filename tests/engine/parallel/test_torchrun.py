@@ -113,13 +113,16 @@ def test_every_process_has_the_same_bits(ran: tuple[Path, str]) -> None:
     rows = store.rows("llm_final").n_valid_rows
     ours, theirs = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     facts: list[list[Any]] = json.loads((folder / "rank1.json").read_text())
-    for i, options in enumerate(
-        ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20})
-    ):
-        one = reduce(store, "llm_final", Moments(block_rows=16), **options)  # type: ignore[arg-type]
+    kinds: list[tuple[dict[str, Any], Moments]] = [
+        (options, Moments(block_rows=16))
+        for options in ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20})
+    ]
+    for i, (options, made) in enumerate([*kinds, ({}, Moments("exact", block_rows=16))]):
+        one = reduce(store, "llm_final", made, **options)
         assert torch.equal(ours[i], theirs[i])
         assert (ours[i] - one.covariance).abs().max() <= 1e-10 * one.covariance.abs().max()
         assert facts[i] == [one.count, dict(one.certificate.store_hashes)]
+    assert len(ours) == len(kinds) + 1
 
 
 def test_an_error_in_one_process_reaches_all(ran: tuple[Path, str]) -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,13 @@ class Broken(Moments):
         if batch.start <= self.row < batch.end:
             raise ValuesError(f"row {self.row}")
         super().update(batch)
+
+
+class Starting(Moments):
+    """Takes no shift from another process."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        raise AssertionError("this process waited for a shift")
 
 
 class Refusing(Broken):
@@ -112,6 +121,7 @@ def run(folder: Path) -> int:
         for options in ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20}):
             made = Moments(block_rows=16)
             found.append(reduce(opened, "llm_final", made, ranks=ranks, **options))  # type: ignore[arg-type]
+        found.append(reduce(opened, "llm_final", Starting("exact", block_rows=16), ranks=ranks))
         torch.save([one.covariance for one in found], folder / f"rank{ranks.rank}.pt")
         facts = [(one.count, one.certificate.to_json()["store_hashes"]) for one in found]
         (folder / f"rank{ranks.rank}.json").write_text(json.dumps(facts))

@@ -36,24 +36,26 @@ Rows = Literal["pooled", "both"]
 CASES: dict[str, Rows] = {"capture": "pooled", "tokens": "both"}
 """Rows that are stored: a mean a sample at four points, bound by the forward; at two points token rows too."""
 ROUNDS, FORWARDS, PICTURES = 2, 2, 32
-WRITTEN = 1 << 30
-"""Bytes, at most, that each process writes to see what the disk takes."""
 SOME = 8
 """Samples of each process whose token rows are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Samples a process, samples a batch, bytes of a chunk, and height and width of a picture."""
+    """Of a process: samples that it captures, samples a batch, samples that it writes where nothing is computed.
+
+    And bytes of a chunk, and height and width of a picture. Samples are multiples of a chunk of pooled rows.
+    """
 
     samples: int
     batch: int
+    written: int
     chunk_bytes: int
     picture: tuple[int, int]
 
 
-GPU = Size(512, 32, 16 << 20, (480, 640))
-CPU = Size(64, 16, 4096, (48, 64))
+GPU = Size(512, 32, 128, 16 << 20, (480, 640))
+CPU = Size(64, 16, 64, 4096, (48, 64))
 
 
 def by_captures(
@@ -147,8 +149,8 @@ class _Case:
         """Everything about the case."""
         pair, count = self._pair, self._count
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
         # kernels are compiled, page-locked memory is taken and threads start in the first capture of a process
-        pair.meet()
         first = pair.seconds(lambda: self._alone(min(2 * self._size.batch, count)))
         self._clear()
         self._parts["one GPU"].clear()
@@ -308,7 +310,7 @@ class _Case:
 
         pair, rank = self._pair, self._pair.ranks.rank
         each = sum(point.sample_bytes for point in layout.values())
-        count = max(1, min(self._count, WRITTEN // each))
+        count = min(self._count, self._size.written)
         rng = np.random.default_rng(0)
         given = {}
         for name, point in layout.items():

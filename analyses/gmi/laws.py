@@ -22,7 +22,7 @@ def prompt_key(item: ReplayItem) -> bytes:
     head = item.tokens[: item.prompt_length].copy()
     head[item.slot] = -1
     kept = np.concatenate([head[:1], head[1:][(head[1:] != -1) | (head[:-1] != -1)]])  # one -1 a run
-    return kept.tobytes()
+    return bytes(kept.data)
 
 
 def blocks(items: Sequence[ReplayItem], size: int, seed: int) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.moments import ClassMoments, Moments, MomentsResult
 from modegap.engine.moments.saved import MomentsStore, has_moments, save_moments
 from modegap.stores.durable import replaced
+from modegap.stores.values import FEWEST_BITS, exponent_for, least_ordinary, suits
 
 from .capturer import Capturer
 from .collect import FP16_MAX, Collected, Collector
@@ -139,7 +139,7 @@ class MomentsSink:
                 top = largest(landed[name])
                 check_landed(name, top, flight.ids, one.dtype)
                 with self._beside(one):
-                    self._moments.update(_batches(name, one, flight.indices, float(top.max()), self._half))
+                    self._moments.update(_batches(name, one, flight, top, self._half))
         finally:
             flight.release()
         self.done += len(flight.indices)
@@ -157,11 +157,16 @@ class MomentsSink:
 
 
 def _batches(
-    point: str, one: Collected, indices: Sequence[int], top: float, half: bool
+    point: str, one: Collected, flight: Flight, top: torch.Tensor, half: bool
 ) -> dict[str, ActivationBatch]:
+    """The token and the pooled rows of a batch at a point; `top` is the largest magnitude of each sample [B].
+
+    Raises:
+        EngineError: one is so large that float16 would lose the digits of others.
+    """
     assert one.tokens is not None
     assert one.pooled is not None
-    numbers = torch.tensor(list(indices), dtype=torch.int64)
+    numbers = torch.tensor(list(flight.indices), dtype=torch.int64)
     lengths = torch.tensor(one.lengths)
     given = {
         "tokens": (one.tokens, one.wide, numbers.repeat_interleave(lengths)),
@@ -169,19 +174,30 @@ def _batches(
     }
     found = {}
     for kind, (values, wide, sample) in given.items():
-        x, scale = _stored(values, values if wide is None else wide, top, half)
+        x, scale = _stored(point, values, values if wide is None else wide, top, flight.ids, half)
         found[f"{point}.{kind}"] = ActivationBatch(x, 0, point, scale, sample)
     return found
 
 
-def _stored(values: torch.Tensor, wide: torch.Tensor, top: float, half: bool) -> tuple[torch.Tensor, float]:
+def _stored(
+    point: str, values: torch.Tensor, wide: torch.Tensor, top: torch.Tensor, ids: Sequence[str], half: bool
+) -> tuple[torch.Tensor, float]:
     """The rows in the stored dtype and their power-of-two scale."""
     if not half:
         return wide.float(), 1.0
-    if top <= FP16_MAX:
+    peak = float(top.max())
+    if peak <= FP16_MAX:
         return values.half(), 1.0
-    scale = 2.0 ** max(1, math.frexp(top / FP16_MAX)[1])
-    return (wide.float() / scale).half(), scale
+    exponent, wide = exponent_for(peak), wide.float()
+    least = least_ordinary(wide.abs().amax(dim=1).cpu().numpy())
+    if not suits(exponent, least):
+        raise EngineError(
+            f"{point}: the value {peak:.3g} in sample {ids[int(top.argmax())]!r} needs a scale that leaves other "
+            f"rows of its float16 batch (one of them at most {least:.3g}) fewer than {FEWEST_BITS} bits; find out "
+            f"where that value comes from and leave its sample out, or capture with --store_dtype float32"
+        )
+    scale = 2.0**exponent
+    return (wide / scale).half(), scale
 
 
 def extract_moments(

@@ -30,6 +30,9 @@ COLUMNS: dict[str, np.dtype] = {
 }
 """Arrays that belong to the token rows of a point: rows a sample, then token id and modality a row."""
 
+npy: Any = np.lib.format
+"""numpy's npy headers, untyped before numpy 2.4."""
+
 BLOCK_BYTES = 16 * 2**20
 _SUFFIXES: dict[str, Format] = {
     ".h5": "hdf5",

@@ -12,7 +12,7 @@ import numpy as np
 
 from modegap.engine.errors import EngineError
 
-from .formats import Rows
+from .formats import Rows, npy
 
 _PIECE = 2**20
 
@@ -42,10 +42,10 @@ def opened_npz(path: Path) -> Iterator[dict[str, Rows]]:
 
 
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
+    version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name} has npy version {version}, expected 1.0 or 2.0")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are pickled (allow_pickle=False)")

@@ -12,7 +12,7 @@ import numpy as np
 
 from modegap.stores import ActivationStore
 
-from .formats import POOLED, Format, Planned, attributes_of, h5py
+from .formats import POOLED, Format, Planned, attributes_of, h5py, npy
 from .paper import write_samples
 
 Blocks = Callable[[str], Iterator[np.ndarray]]
@@ -59,7 +59,7 @@ def _dump(file: BinaryIO, blocks: Iterator[np.ndarray]) -> None:
 
 def _npy(file: BinaryIO, array: Planned, blocks: Iterator[np.ndarray]) -> None:
     header = {"descr": array.dtype.newbyteorder("<").str, "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_2_0(file, header)
+    npy.write_array_header_2_0(file, header)
     _dump(file, blocks)
 
 

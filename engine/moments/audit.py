@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from modegap.kernels.host import add_wide
+
 from .blocks import placed
 from .shifted import finish, move_lower
 
@@ -29,7 +31,12 @@ class Audit:
         if not len(self.total):
             k = moved.shape[1]
             self.gram, self.total = moved.new_zeros((k, k)), moved.new_zeros(k)
-        self.gram = placed(self.gram, moved.device).addmm_(moved.T, moved)
+        self.gram = placed(self.gram, moved.device)
+        if moved.device.type == "cpu":
+            # torch's product would wait for its threads at a barrier: 8 ms instead of 0.2 on a busy machine.
+            add_wide(moved, moved, self.gram, lower=True)
+        else:
+            self.gram.addmm_(moved.T, moved)
         self.total = placed(self.total, moved.device).add_(moved.sum(0))
 
     def merge(self, other: Audit, count: int, delta: torch.Tensor | None) -> None:

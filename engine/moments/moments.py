@@ -192,9 +192,8 @@ class Moments(BlockReduction[MomentsResult]):
         if not bool(covariance.diagonal().isfinite().all()):
             raise ValuesError(_overflowing(side, self.mode))
         index = self._index.to(covariance.device)
-        exact = self._audit.covariance(side.count) if len(index) else torch.empty((0, 0), dtype=torch.float64)
-        spread = exact.diagonal()
-        audit = audit_error(covariance[index][:, index], spread, spread, exact) if len(index) else None
+        with one_thread():  # small operations: torch's threads would cost more than they save
+            audit = self._compared(covariance, index) if len(index) else None
         self._gram = torch.empty((0, 0), dtype=torch.float64)
         return {
             "count": side.count,
@@ -213,6 +212,11 @@ class Moments(BlockReduction[MomentsResult]):
                 audit_error=audit,
             ),
         }
+
+    def _compared(self, covariance: torch.Tensor, index: torch.Tensor) -> float:
+        exact = self._audit.covariance(self._side.count)
+        spread = exact.diagonal()
+        return audit_error(covariance[index][:, index], spread, spread, exact)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen, as tensors that share memory with the reduction: save or clone them at once."""

@@ -103,6 +103,22 @@ def test_overflow_is_scaled_as_in_the_store(tmp_path: Path) -> None:
     assert float(((ours.covariance - theirs.covariance).abs() / scale).max()) < 1e-3
 
 
+def test_a_value_that_would_cost_others_their_digits_is_named(tmp_path: Path) -> None:
+    loaded, data = tiny.text(), ListDataset(tiny.text_samples(9))
+    ids = [loaded.processor(data[index].text)["input_ids"] for index in range(9)]
+    token = ids[4][-1]
+    holders = "|".join(data[index].id for index in range(9) if token in ids[index])
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[token] *= 1e12
+    points = ("llm_hidden_0",)
+    with pytest.raises(
+        EngineError, match=rf"hidden_0: the value \S+ in sample '({holders})' .* 8 bits; .*float32"
+    ):
+        extract_moments(config(tmp_path / "a", points=points), model=loaded, data=data)
+    wide = config(tmp_path / "b", points=points, store_dtype="float32")
+    assert float(extract_moments(wide, model=loaded, data=data).moments("llm_hidden_0").absmax.max()) > 1e9
+
+
 def test_a_killed_run_goes_on_and_gives_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

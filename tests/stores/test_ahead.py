@@ -214,15 +214,21 @@ def test_the_rows_are_the_callers_again_when_put_returns(
 def test_work_beside_is_over_when_the_block_is_left() -> None:
     at_work = committer.Assistant()
     done: list[int] = []
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def work() -> None:
+        begun.set()
         release.wait(5)
         done.append(1)
         raise MemoryError
 
-    with pytest.raises(MemoryError), at_work.beside(work):
-        threading.Timer(0.05, release.set).start()
+    def until_it_has_begun() -> None:
+        with at_work.beside(work):
+            assert begun.wait(10)
+            threading.Timer(0.05, release.set).start()
+
+    with pytest.raises(MemoryError):
+        until_it_has_begun()
     assert done == [1]
     with pytest.raises(KeyError), at_work.beside(lambda: done.append(2)):
         raise KeyError

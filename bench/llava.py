@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -45,8 +46,11 @@ LARGE = Shape(4096, 32, 32, 11008, 32064, 1024, 24, 16, 4096, 336, 14, 7, 14, 11
 SMALL = Shape(64, 3, 4, 128, 128, 32, 2, 4, 64, 28, 7, 5, 4, 4)
 
 
-def build(shape: Shape, device: str, dtype: torch.dtype) -> LoadedModel:
-    """A LLaVA of random weights; made on the device without the slow initialisation."""
+def build(shape: Shape, device: str, dtype: torch.dtype, *, torchvision: bool = False) -> LoadedModel:
+    """A LLaVA of random weights; made on the device without the slow initialisation.
+
+    With `torchvision` that prepares the images where it is installed, as transformers does by itself, else Pillow.
+    """
     vision = hf.CLIPVisionConfig(
         hidden_size=shape.vision,
         intermediate_size=shape.vision_mlp,
@@ -85,7 +89,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype) -> LoadedModel:
                 weight.normal_(0, 0.02 if shape is LARGE else 0.2, generator=generator)
             else:
                 weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    return adopt(model, _processor(shape), name="bench/llava")
+    return adopt(model, _processor(shape, torchvision), name="bench/llava")
 
 
 @contextmanager
@@ -100,13 +104,14 @@ def no_initialisation() -> Iterator[None]:
         yield
 
 
-def _processor(shape: Shape) -> Any:
+def _processor(shape: Shape, torchvision: bool) -> Any:
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, MEDIA)), "<image>"]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
     tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<pad>")
-    images = getattr(hf, "CLIPImageProcessorPil", hf.CLIPImageProcessor)(
+    slow = getattr(hf, "CLIPImageProcessorPil", hf.CLIPImageProcessor)
+    images = (hf.CLIPImageProcessor if torchvision and find_spec("torchvision") else slow)(
         size={"shortest_edge": shape.image}, crop_size={"height": shape.image, "width": shape.image}
     )
     return hf.LlavaProcessor(

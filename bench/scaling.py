@@ -1,16 +1,21 @@
 """How a covariance scales over worker processes, and over GPUs of one host.
 
     python -m bench.scaling --dir SCRATCH [--rows 393216] [--width 4096] [--rounds 1]
-    python -m bench.scaling --dir SCRATCH --gpus [--rows 1048576]
+    python -m bench.scaling --dir SCRATCH --gpus [--work covariance,capture,tokens] [--rows 1048576]
 
 On the host: one process of one thread, held to one core, against two Dask workers of one thread each, over the same
 store (3.2 GB by default, written first and kept), in turn; starting the workers is timed apart. The scheduler is a
 process of its own, whose sockets are counted. Both covariances must agree to 1e-10.
 
-With --gpus (scaling_gpus.py): weak scaling from one GPU to two, every GPU over as many rows (8.6 GB) of a store in the
-page cache, by torchrun (`engine.parallel`) and by Dask with one worker process a GPU; where the time of a pass goes,
-what a pass costs whatever its rows, and how the host's own copies scale. Writes bench/results/scaling.json, or
-scaling_gpu.json.
+With --gpus: weak scaling from one GPU to two, each with as much work as the one.
+
+covariance  (scaling_gpus.py) of a store in the page cache, 8.6 GB a GPU, by torchrun (`engine.parallel`) and by Dask
+            with a worker process a GPU; where the time of a pass goes, what it costs whatever its rows, and how the
+            host's own copies scale
+capture     (scaling_capture.py) of a model of LLaVA-1.5-7B's shape by torchrun, pooled rows at four points
+tokens      the same with token rows at two points: 4.9 GB a GPU to write
+
+Writes bench/results/scaling.json, or scaling_gpu.json, scaling_gpu_capture.json and scaling_gpu_tokens.json.
 """
 
 from __future__ import annotations
@@ -30,12 +35,19 @@ from typing import Any
 import numpy as np
 
 from .environment import environment
-from .scaling_gpus import by_gpus, share
+from .scaling_capture import CASES, by_captures
+from .scaling_gpus import by_gpus
 from .synthetic import POINT, write
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_TRAFFIC = 1.6, 0.01
 TOLERANCE = 1e-10
+WORK = ",".join(("covariance", *CASES))
+FILES = {
+    "processes": "scaling",
+    "covariance": "scaling_gpu",
+    **{name: f"scaling_gpu_{name}" for name in CASES},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,38 +57,71 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", type=Path, required=True, help="where the store is, or is made")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, help="1 unless given; with --gpus 7")
+    parser.add_argument("--rounds", type=int, help="1 unless given; with --gpus 7, of captures 2")
     parser.add_argument("--gpus", action="store_true")
+    parser.add_argument("--work", help=f"with --gpus: some of {WORK}, all of them unless given")
+    parser.add_argument("--samples", type=int, help="with --gpus: samples that a GPU captures")
     parser.add_argument("--device", default="cuda", help="with --gpus; cpu tries the code out")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the result")
     parser.add_argument("--commit", help="what is measured, where git does not tell")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.alone:
         return alone(Path(options.alone), options.dir)
     if options.share:
-        return share(Path(options.share), options.rows, options.rounds, options.device, options.dir)
+        return share(options)
+    work = (options.work or WORK).split(",")
+    if unknown := set(work) - set(WORK.split(",")):
+        parser.error(f"--work: got {', '.join(sorted(unknown))}, expected some of {WORK}")
+    if options.gpus and options.device == "cuda":
+        import torch
+
+        if torch.cuda.device_count() < 2:
+            parser.error(
+                f"--gpus needs two GPUs, got {torch.cuda.device_count()}; --device cpu tries the code out"
+            )
     options.dir.mkdir(parents=True, exist_ok=True)
-    found = by_gpus(options, _env(), TOLERANCE) if options.gpus else by_processes(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / ("scaling_gpu.json" if options.gpus else "scaling.json")
-    file.write_text(
-        json.dumps(
-            {
-                **found,
-                "environment": environment(
-                    "cuda" if options.gpus and options.device == "cuda" else "cpu", options.commit
-                ),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
-    print(json.dumps(found, indent=2))
-    print(file)
-    if not found["agrees"]:
-        sys.exit("the results differ")
+    found = by_gpu_work(options, work) if options.gpus else {"processes": by_processes(options)}
+    on = environment("cuda" if options.gpus and options.device == "cuda" else "cpu", options.commit)
+    for name, one in found.items():
+        file = options.out / f"{FILES[name]}.json"
+        file.write_text(json.dumps({**one, "environment": on}, indent=2) + "\n")
+        print(json.dumps(one, indent=2))
+        print(file)
+    if differing := [name for name, one in found.items() if not one["agrees"]]:
+        sys.exit(f"the results differ: {', '.join(differing)}")
+
+
+def by_gpu_work(options: argparse.Namespace, work: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Each part of the work that was asked for."""
+    found = {}
+    if captures := [name for name in CASES if name in work]:
+        found.update(by_captures(options, _env(), captures))
+    if "covariance" in work:
+        found["covariance"] = by_gpus(options, _env(), TOLERANCE)
+    return found
+
+
+def share(options: argparse.Namespace) -> None:
+    """What each of torchrun's two processes does; the first one leaves what was found."""
+    import torch
+
+    from modegap.engine.parallel import launched
+
+    from . import scaling_capture, scaling_gpus
+
+    with launched() as ranks:
+        if ranks is None:
+            raise SystemExit("--share is for a process that torchrun has started")
+        if options.share == "covariance":
+            found = scaling_gpus.share(options, ranks)
+        else:
+            found = scaling_capture.share(options, ranks, options.share.split(","))
+        if ranks.first:
+            torch.save(found, options.dir)
 
 
 def by_processes(options: argparse.Namespace) -> dict[str, Any]:

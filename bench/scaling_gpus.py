@@ -1,4 +1,4 @@
-"""The GPU half of bench.scaling: passes of one GPU and of two at once, by torchrun and by Dask, and the host's limit.
+"""Weak scaling of the covariance: passes of one GPU and of two at once, by torchrun and by Dask, and the host's limit.
 
 One torchrun of two processes measures in turn: a pass of the first process alone over its rows while the other waits,
 and a pass of both over twice as many. What the host allows is measured the same way: threads that copy the same
@@ -11,8 +11,6 @@ import argparse
 import mmap
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .scaling_pair import GOAL_WEAK, Pair, by_torchrun, spread
 from .synthetic import POINT
 
 if TYPE_CHECKING:
     from modegap.engine.parallel import Ranks
     from modegap.stores import ActivationStore
 
-GOAL_WEAK = 1.85
 MODES = ("precise", "exact")
 """Bound by reading the rows, and by computing on them."""
 ROWS, FEW_ROWS = 1 << 20, 1 << 14
@@ -80,15 +78,9 @@ def by_gpus(options: argparse.Namespace, env: dict[str, str], tolerance: float) 
 def _by_torchrun(
     store: ActivationStore, rows: int, rounds: int, options: argparse.Namespace, env: dict[str, str]
 ) -> tuple[dict[str, Any], dict[int, Any]]:
-    import torch
-
-    out = options.dir / "share.pt"
-    words = ["--share", str(store.path), "--rows", str(rows), "--rounds", str(rounds)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "bench.scaling", *words, "--device", options.device, "--dir", str(out)]  # fmt: skip
-    subprocess.run(command, env=env, check=True)
-    kept = torch.load(out)
-    out.unlink()
+    words = ["--gpus", "--share", "covariance", "--store", str(store.path), "--rows", str(rows)]
+    words += ["--rounds", str(rounds), "--device", options.device]
+    kept = by_torchrun(words, options.dir / "share.pt", env)
     return kept["found"], kept["covariance"]
 
 
@@ -107,67 +99,63 @@ def _by_dask(store: ActivationStore, count: int, rows: int, device: str) -> tupl
             begin = time.perf_counter()
             found = reduce(store, POINT, Moments(), stop=count * rows, device=device, cluster=cluster)
             times.append(time.perf_counter() - begin)
-    said = {"start of workers": started, "first pass": times[0], "seconds": _spread(times[1:])}
+    said = {"start of workers": started, "first pass": times[0], "seconds": spread(times[1:])}
     return said, found.covariance.cpu()
 
 
-def share(path: Path, rows: int, rounds: int, device: str, out: Path) -> None:
+def share(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """What each of torchrun's two processes does."""
-    import torch
-
-    from modegap.engine.parallel import launched
     from modegap.stores import ActivationStore
 
-    with launched() as ranks:
-        if ranks is None:
-            raise SystemExit("--share is for a process that torchrun has started")
-        pair = _Pair(ActivationStore.open(path), device, ranks)
-        covariance, gap = pair.agreed(rows)
-        found = {
-            "precise": pair.scaling(rows, rounds, "precise"),
-            "exact": pair.scaling(rows, min(rounds, EXACT_ROUNDS), "exact"),
-            "parts of a pass": {mode: pair.phases(rows, min(rounds, PHASE_ROUNDS), mode) for mode in MODES},
-            f"few rows, {min(rows, FEW_ROWS):,} a GPU": pair.scaling(min(rows, FEW_ROWS), rounds, "precise"),
-            "host": pair.host(min(rounds, HOST_ROUNDS)),
-            "largest relative difference": gap,
-        }
-        if ranks.first:
-            torch.save({"covariance": covariance, "found": found}, out)
+    rows, rounds = options.rows, options.rounds
+    passes = _Passes(ActivationStore.open(options.store), options.device, ranks)
+    covariance, gap = passes.agreed(rows)
+    found = {
+        "precise": passes.scaling(rows, rounds, "precise"),
+        "exact": passes.scaling(rows, min(rounds, EXACT_ROUNDS), "exact"),
+        "parts of a pass": {mode: passes.phases(rows, min(rounds, PHASE_ROUNDS), mode) for mode in MODES},
+        f"few rows, {min(rows, FEW_ROWS):,} a GPU": passes.scaling(min(rows, FEW_ROWS), rounds, "precise"),
+        "host": passes.host(min(rounds, HOST_ROUNDS)),
+        "largest relative difference": gap,
+    }
+    return {"covariance": covariance, "found": found}
 
 
-class _Pair:
-    """Two processes that measure together: one of them alone, then both."""
+class _Passes(Pair):
+    """Passes over a store."""
 
     def __init__(self, store: ActivationStore, device: str, ranks: Ranks) -> None:
-        self._store, self._device, self._ranks = store, device, ranks
-        self._place = ranks.device(device)
+        super().__init__(device, ranks)
+        self._store = store
 
     def _one(self, rows: int, mode: Any = "precise") -> Any:
         from modegap.engine.moments import Moments
         from modegap.engine.reduce import reduce
 
-        return reduce(self._store, POINT, Moments(mode), stop=rows, device=self._place)
+        return reduce(self._store, POINT, Moments(mode), stop=rows, device=self.place)
 
     def _two(self, rows: int, mode: Any = "precise", ended: Callable[[str], None] | None = None) -> Any:
         from modegap.engine.moments import Moments
         from modegap.engine.parallel import reduce
 
-        stop = self._ranks.world * rows
+        stop = self.ranks.world * rows
         return reduce(
-            self._store, POINT, Moments(mode), stop=stop, device=self._device, ranks=self._ranks, ended=ended
+            self._store, POINT, Moments(mode), stop=stop, device=self.device, ranks=self.ranks, ended=ended
         )
 
     def agreed(self, rows: int) -> tuple[dict[int, Any], float]:
-        """Covariances by one process over its rows and over all, and how far the shared one is from that."""
-        wanted = {n: self._one(n * rows).covariance.cpu() for n in (1, self._ranks.world)}
-        return wanted, _gap(self._two(rows).covariance.cpu(), wanted[self._ranks.world])
+        """Covariances by one process over its rows and over all, and how far shared ones of each mode are from that."""
+        world = self.ranks.world
+        wanted = {n: self._one(n * rows).covariance.cpu() for n in (1, world)}
+        exact = self._one(world * rows, "exact").covariance.cpu()
+        pairs = [(self._two(rows), wanted[world]), (self._two(rows, "exact"), exact)]
+        return wanted, max(_gap(found.covariance.cpu(), whole) for found, whole in pairs)
 
     def scaling(self, rows: int, rounds: int, mode: str) -> dict[str, Any]:
         """Seconds of a pass, in turn by one process, by the other, and by both."""
-        one, other, two = self._in_turn(rounds, lambda: self._one(rows, mode), lambda: self._two(rows, mode))
-        ratio = self._ranks.world * statistics.median(one) / statistics.median(two)
-        said = {"one GPU": _spread(one), "the other one": _spread(other), "two GPUs": _spread(two)}
-        return {**said, "weak scaling": ratio}
+        one, other, two = self.in_turn(rounds, lambda: self._one(rows, mode), lambda: self._two(rows, mode))
+        said = {"one GPU": spread(one), "the other one": spread(other), "two GPUs": spread(two)}
+        return {**said, "weak scaling": self.weak(one, two)}
 
     def phases(self, rows: int, rounds: int, mode: str) -> dict[str, dict[str, Any]]:
         """Seconds of each part of a pass, the GPU waited for at its end, of the slower process.
@@ -179,7 +167,7 @@ class _Pair:
 
         def ended(name: str) -> None:
             nonlocal last
-            self._sync()
+            self.sync()
             now = time.perf_counter()
             took.setdefault(name, []).append(now - last)
             last = now
@@ -187,29 +175,29 @@ class _Pair:
         for _ in range(rounds):
             for key, take in (("one GPU", self._one_by_parts), ("two GPUs", self._two)):
                 took = parts[key]
-                self._meet()
+                self.meet()
                 last = time.perf_counter()
                 take(rows, mode, ended)
         return {
-            key: {name: _spread(self._over(name, t)) for name, t in of.items()} for key, of in parts.items()
+            key: {name: spread(self._over(name, t)) for name, t in of.items()} for key, of in parts.items()
         }
 
     def _over(self, name: str, times: Sequence[float]) -> list[float]:
         if name != "exchange":
-            return self._slowest(times)
-        return [-t for t in self._slowest([-t for t in times])]
+            return self.slowest(times)
+        return [-t for t in self.slowest([-t for t in times])]
 
     def _one_by_parts(self, rows: int, mode: Any, ended: Callable[[str], None]) -> None:
         """What `engine.reduce.reduce` does, by the first process; the other has nothing to do in these parts."""
         from modegap.engine.moments import Moments
         from modegap.engine.stream import stream
 
-        if not self._ranks.first:
+        if not self.ranks.first:
             for name in ("settle", "rows", "finalize"):
                 ended(name)
             return
         moments, name = Moments(mode), "settle"
-        batches = cast("Any", stream(self._store, POINT, stop=rows, device=self._place))
+        batches = cast("Any", stream(self._store, POINT, stop=rows, device=self.place))
         with closing(batches):
             for batch in batches:
                 if name == "settle":
@@ -223,7 +211,7 @@ class _Pair:
 
     def host(self, rounds: int) -> dict[str, Any]:
         """GB/s at which `THREADS` threads a process copy its chunks to a little memory each, in two ways."""
-        rank, world = self._ranks.rank, self._ranks.world
+        rank, world = self.ranks.rank, self.ranks.world
         files = sorted(Path(str(self._store.path)).glob(f"points/{POINT}/rows/c/*/0"))
         files = files[rank::world] or files  # a small store is one file
         found: dict[str, Any] = {"threads a process": THREADS}
@@ -232,55 +220,12 @@ class _Pair:
                 pieces = [piece for file in files for piece in make(file)]
                 parts = [pieces[i::THREADS] for i in range(THREADS)]
                 nbytes = sum(pool.map(_copied, parts))
-                one, _, two = self._in_turn(rounds, *[lambda parts=parts: list(pool.map(_copied, parts))] * 2)
+                one, _, two = self.in_turn(rounds, *[lambda parts=parts: list(pool.map(_copied, parts))] * 2)
                 found[name] = {
                     "one process, GB/s": nbytes / statistics.median(one) / 1e9,
                     "two processes, GB/s": world * nbytes / statistics.median(two) / 1e9,
-                    "weak scaling": world * statistics.median(one) / statistics.median(two),
+                    "weak scaling": self.weak(one, two),
                 }
-        return found
-
-    def _in_turn(
-        self, rounds: int, alone: Callable[[], Any], together: Callable[[], Any]
-    ) -> tuple[list[float], list[float], list[float]]:
-        """Seconds of `alone` in the first process, in the second, and of `together`, the slower one's."""
-        found: list[list[float]] = []
-        for _ in range(1 + rounds):  # the first round is left out
-            found.append([])
-            for rank in range(self._ranks.world):
-                self._meet()
-                found[-1].append(self._seconds(alone) if self._ranks.rank == rank else 0.0)
-            self._meet()
-            found[-1].append(self._seconds(together))
-        one, other, both = (self._slowest(times) for times in zip(*found[1:], strict=True))
-        return one, other, both
-
-    def _seconds(self, work: Callable[[], Any]) -> float:
-        self._sync()
-        begin = time.perf_counter()
-        kept = work()
-        self._sync()
-        took = time.perf_counter() - begin
-        del kept
-        return took
-
-    def _sync(self) -> None:
-        import torch
-
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-    def _meet(self) -> None:
-        """Wait for the other on the host, so that the one who waits keeps no GPU and no core busy."""
-        self._slowest([0.0])
-
-    def _slowest(self, times: Sequence[float]) -> list[float]:
-        import torch
-        import torch.distributed as dist
-
-        tensor = torch.tensor(times, dtype=torch.float64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        found: list[float] = tensor.tolist()
         return found
 
 
@@ -331,10 +276,6 @@ def repeated(path: Path, rows: int, width: int) -> ActivationStore:
         for sample in writer.todo.tolist():
             writer.put(sample, {POINT: SampleRows(tokens=values[: lengths[sample]])})
     return ActivationStore.open(path)
-
-
-def _spread(times: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(times), "least": min(times), "most": max(times), "passes": len(times)}
 
 
 def _gap(found: Any, wanted: Any) -> float:

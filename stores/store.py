@@ -301,23 +301,27 @@ class ActivationStore:
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Return at most `count` disjoint sample ranges of about equal bytes, for as many writers.
 
-        Where the pooled rows have chunks enough, the ranges start on their boundaries, so that only few
-        samples are needed by two writers.
+        Where the pooled rows have chunks enough, the ranges start on the nearest of their boundaries, so that only
+        few samples are needed by two writers.
 
         Raises:
             ValueError: count below 1.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        size = np.zeros(self._header.n_samples + 1)
+        n_samples = self._header.n_samples
+        size = np.zeros(n_samples + 1)
         for array in self._arrays:
             size += self.bounds(array) * array.spec.row_bytes
         step = max(info.pooled_chunk_rows for info in self.points.values())
-        if step == 0 or step * count > self._header.n_samples:
+        if step == 0 or step * count > n_samples:
             step = 1
         cuts = np.searchsorted(size, size[-1] * np.arange(1, count) / count)
-        edges = sorted({0, self._header.n_samples, *(int(cut) // step * step for cut in cuts)})
-        return list(pairwise(edges))
+        edges = {0, n_samples}
+        for cut in cuts.tolist():
+            nearest = (cut + step // 2) // step * step
+            edges.add(nearest if nearest < n_samples else cut // step * step)
+        return list(pairwise(sorted(edges)))
 
     def content_hash(self) -> str:
         """Return the SHA-256 of the plan hash and every commit record: equal for equal stores.

@@ -47,8 +47,9 @@ def extract(
         model: instead of loading `config.model`.
         data: instead of opening `config.dataset`.
         progress: called with ("tokenise" or "capture", samples done, samples in all).
-        ranks: processes that `engine.parallel.launched` found: the first one makes the store, and each captures
-            a part of the samples and writes chunks of its own; all of them return the finished store.
+        ranks: processes that `engine.parallel.launched` found: each tokenises and compares a first batch, the first
+            one makes the store, and each captures a part of the samples and writes chunks of its own; all of
+            them return the finished store.
 
     Raises:
         EngineError: anything wrong with model, data set, hook points or values, or a run that disk or memory
@@ -75,16 +76,14 @@ def extract(
             raise EngineError("stream_layers passes the layers through one device: run it without torchrun")
         return extract_by_layer(config, model=model, data=data, progress=progress)
     job = Job(load_for(config) if model is None else model, data, config, progress)
-    path = job.path
-    if ranks is not None and not ranks.first:
-        ranks.barrier()  # the first one settles batches and plan
-    elif path.exists() and not config.resume:
-        raise EngineError(f"{path} exists; choose another store, delete it, or resume it (resume=True)")
-    stored = stored_provenance(path) if path.exists() else None
-    job.prepare(stored)
+    stored = _prepared(job, ranks)
     shapes, parity = job.first_batch()
     # the differences of the run that began the store stay; they depend on the machine
     said: dict[str, Any] = {name: gap.to_json() for name, gap in parity.items()}
+    path = job.path
+    if ranks is not None and not ranks.first:
+        ranks.barrier()  # the first one makes the store
+        stored = stored_provenance(path)
     plan = job.plan(shapes, (stored or {}).get("parity") or said, rows)
     if config.preflight:
         check_capture(job, plan)
@@ -101,6 +100,31 @@ def extract(
         ranks.barrier()
     job.progress("capture", job.count, job.count)
     return ActivationStore.open(path)
+
+
+def _prepared(job: Job, ranks: Ranks | None) -> dict[str, Any] | None:
+    """Prepares the job; the provenance of the store that is resumed, if any, for who speaks for all.
+
+    The first process settles the batches and which samples are left out. The others tokenise meanwhile instead of
+    taking its counts over: data sets that differ then differ in the plan, which is refused. Only where samples may be
+    left out they wait for its list, since what cannot be decoded may depend on the host.
+    """
+    path, config = job.path, job.config
+    if ranks is not None:
+        from modegap.engine.parallel.exchange import broadcast
+    if ranks is not None and not ranks.first:
+        if not config.skip_bad:
+            job.measure(None)
+        job.prepare(broadcast(None, 0, ranks))
+        job.ledger.forget()  # the first process lists them
+        return None
+    if path.exists() and not config.resume:
+        raise EngineError(f"{path} exists; choose another store, delete it, or resume it (resume=True)")
+    stored = stored_provenance(path) if path.exists() else None
+    job.prepare(stored)
+    if ranks is not None:
+        broadcast(job.settled(), 0, ranks)
+    return stored
 
 
 def _capture(job: Job, store: ActivationStore, part: tuple[int, int], collector: Collector) -> None:

@@ -43,7 +43,7 @@ class Job:
         streams: the first point of each stream.
         data: the samples that are captured (of `prepare` on: without those that cannot be decoded).
         count: how many.
-        measured: row counts; after `prepare`.
+        measured: row counts; after `measure` or `prepare`.
         batching: batch size; after `prepare`.
         windows: the batches; after `prepare`.
         ledger: where retries and left-out samples are noted.
@@ -72,7 +72,7 @@ class Job:
         self.streams: dict[str, HookPoint] = {}
         for point in self.points:
             self.streams.setdefault(point.stream, point)
-        self._collating = threading.Lock()
+        self._collating, self._tokenised = threading.Lock(), False
         self.fused, self._says_fused = config.fused, True
         self.ledger = Ledger(self.path)
         self.before_retry: Callable[[], None] = lambda: None
@@ -92,8 +92,31 @@ class Job:
         """How samples are collated."""
         return {"target": self.config.target, "prompt": self.config.prompt}
 
+    def measure(self, stored: dict[str, Any] | None) -> None:
+        """Tokenises the data set; samples that cannot be decoded are left out as configured, or as `stored` says.
+
+        Args:
+            stored: provenance of the store that is resumed, if any.
+        """
+        total = self.count
+        self.measured = measure(
+            self.loaded,
+            self.data,
+            total,
+            tick=lambda done: self.progress("tokenise", done, total),
+            workers=self.config.workers,
+            skip_bad=self.config.skip_bad,
+            known_bad=None if stored is None else stored.get("skipped", {}),
+            **self.options,
+        )
+        self._tokenised = True
+        if self.measured.skipped:
+            self.data = Subset(self.data, self.measured.kept)
+            self.count = len(self.data)
+            self.ledger.skipped(self.measured.skipped)
+
     def prepare(self, stored: dict[str, Any] | None, reserve: int = 0, free: int | None = None) -> None:
-        """Tokenises the data set and settles the batches.
+        """Tokenises the data set, if that is not done yet, and settles the batches.
 
         Args:
             stored: provenance of the store that is resumed, if any: its batches and left-out samples hold.
@@ -107,21 +130,8 @@ class Job:
 
         self._settle_fused(stored)
         self._check_names()
-        total = self.count
-        self.measured = measure(
-            self.loaded,
-            self.data,
-            total,
-            tick=lambda done: self.progress("tokenise", done, total),
-            workers=self.config.workers,
-            skip_bad=self.config.skip_bad,
-            known_bad=None if stored is None else stored.get("skipped", {}),
-            **self.options,
-        )
-        if self.measured.skipped:
-            self.data = Subset(self.data, self.measured.kept)
-            self.count = len(self.data)
-            self.ledger.skipped(self.measured.skipped)
+        if not self._tokenised:
+            self.measure(stored)
         text_only = all(point.stream == "text" for point in self.points)
         lengths = self.measured.text if text_only else self.measured.llm
         if self.config.batch_size is not None:

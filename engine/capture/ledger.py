@@ -36,6 +36,10 @@ class Ledger:
         self._attached = True
         self._write()
 
+    def forget(self) -> None:
+        """Drops what was noted before the store exists: another process tells of it."""
+        self._pending.clear()
+
     def _note(self, name: str, entry: dict[str, object]) -> None:
         self._pending.append((name, json.dumps(entry)))
         if self._attached:

@@ -88,6 +88,11 @@ class BlockReduction(ABC, Generic[R]):
         on_host = named(device).type == "cpu"
         return self._block_rows or (_HOST_ROWS[self.mode] if on_host else _DEVICE_ROWS)
 
+    @property
+    def shares_shift(self) -> bool:
+        """Whether parts must share the shift to agree with one pass to 1e-10: not in mode exact."""
+        return self.mode != "exact"
+
     def borrow(self, workspace: Workspace | None) -> None:
         """Compute in this scratch memory, which many reductions can share one after the other; None for its own."""
         self._workspace = Workspace() if workspace is None else workspace

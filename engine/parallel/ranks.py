@@ -76,6 +76,11 @@ def launched() -> Iterator[Ranks | None]:
         gpu = torch.device("cuda", ranks.local % torch.cuda.device_count())
         torch.cuda.set_device(gpu)
     if not dist.is_initialized():
+        # The functions there take the group that exists when they are imported as a default. Imported later, by
+        # transformers, they keep it past its end: its threads then outlive the interpreter, and one that lets go of a
+        # tensor while the interpreter ends aborts the process (3 of 54 runs of the test on a busy machine).
+        import torch.distributed.nn.functional
+
         nccl = gpu is not None and dist.is_nccl_available()
         # NCCL says at the first send that it comes in turn with everything else, as it is meant to.
         os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")

@@ -43,9 +43,10 @@ def reduce(
     """`engine.reduce.reduce`, a share of the rows in every process; all of them call it and have its result.
 
     A process takes a run of the rows, cut where the reduction's blocks are and with the shift that one process would
-    choose: the first process chooses it from its first block and tells the others, which read ahead meanwhile. The
-    parts are merged two and two, by sending one of them. All have the same bits, which differ from those of another
-    number of processes by the rounding of fp64 sums.
+    choose: the first process chooses it from its first block and tells the others, which read ahead meanwhile (in mode
+    exact parts agree whatever their shifts: each process chooses its own, and none waits). The parts are merged two and
+    two, by sending one of them. All have the same bits, which differ from those of another number of processes by the
+    rounding of fp64 sums.
 
     An error in one process is raised in all of them, where it is met first in the order of the rows; the others have
     gone through their rows by then.
@@ -75,7 +76,7 @@ def reduce(
         # where it happened, with its traceback
         raise whole.error from (None if own.error is whole.error else own.error)
     merged = reduction.fresh() if whole.part is None else whole.part
-    result = certified(merged.finalize(), {"store": store.content_hash()})
+    result = certified(merged.finalize(), {"store": work.hashed})
     said("finalize")
     return cast("R", result)
 
@@ -111,11 +112,13 @@ class _Share:
     stop: int | None
     options: dict[str, Any]
     progress: Progress | None
+    hashed: str = ""
 
     def swept(self, said: Callable[[str], None]) -> _Found:
         """Its rows through the reduction; the first process tells the others what its first block settles, or why not.
 
-        Whatever happens each process calls `settle` once, or another would wait for it.
+        Whatever happens each process calls `settle` once, or another would wait for it. The store's hash is taken
+        while a GPU still computes.
         """
         settled = False
 
@@ -132,10 +135,10 @@ class _Share:
             shard, boundary = self._shard()
             one, pilot = self.reduction.fresh(), None
             if self.ranks.first:
-                if hasattr(self.reduction, "boundary"):
+                if getattr(self.reduction, "shares_shift", hasattr(self.reduction, "boundary")):
                     pilot = Pilot(self.reduction, boundary)
                 else:
-                    settle(None)  # what may be cut anywhere settles nothing
+                    settle(None)  # what may be cut anywhere, or started anyhow
             options = {**self.options, "start": shard.start, "stop": shard.stop, "progress": self.progress}
             with closing(cast("Any", stream(self.store, self.point, **options))) as batches:
                 for number, batch in enumerate(batches):
@@ -148,6 +151,7 @@ class _Share:
                     one.update(batch)
             if not settled:
                 settle(None if pilot is None else pilot.reduction.fresh().state_dict())
+            self.hashed = self.store.content_hash()
             return _Found(one if shard.rows else None)
         except Exception as error:
             if not settled:

@@ -193,6 +193,26 @@ def test_parts_give_the_same_files_as_one_writer(store: ActivationStore, tmp_pat
     assert files_of(divided.path) == files_of(store.path)
 
 
+@pytest.mark.parametrize(
+    ("count", "long", "edges"),
+    [
+        (400, 0, [0, 256, 400]),  # 200 is nearer to 256 than to 128
+        (600, 0, [0, 256, 600]),
+        (200, 0, [0, 100, 200]),  # too few for two chunks of pooled rows
+        (330, 5, [0, 256, 330]),  # most bytes are in the last samples: the nearest multiple is behind the end
+    ],
+)
+def test_parts_begin_at_the_nearest_chunk_of_pooled_rows(
+    count: int, long: int, edges: list[int], tmp_path: Path
+) -> None:
+    lengths = np.ones(count, dtype=np.int64)
+    lengths[count - long :] = 1000
+    plan = StorePlan({"x": PointPlan(64, "both", lengths)}, [f"{i}" for i in range(count)], {})
+    store = ActivationStore.create(tmp_path / "x.zarr", plan)
+    assert store.points["x"].pooled_chunk_rows == 128
+    assert store.parts(2) == list(pairwise(edges))
+
+
 def test_the_reader_keeps_one_chunk(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small reads in a row load each chunk once, into one buffer; a caller's buffer needs none."""
     from modegap.stores import reading

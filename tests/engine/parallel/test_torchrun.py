@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from modegap._facade import load, unsifted_dataset
-from modegap.engine.capture import ExtractConfig, extract
+from modegap.engine.capture import ExtractConfig, extract, read_skipped
 from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import launched, rank_of_env
 from modegap.engine.reduce import reduce
@@ -27,12 +29,30 @@ CHILD = Path(__file__).with_name("torchrun_child.py")
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("torchrun")
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    _pictures(folder / "pictures")
+    # an abort says where; each process's own words are kept, since torchrun tells of them only that they ended
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-               "--standalone", str(CHILD), str(folder)]  # fmt: skip
+               "--standalone", "--tee", "3", "--log-dir", str(folder / "logs"), str(CHILD), str(folder)]  # fmt: skip
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if done.returncode:
+        logs = sorted((folder / "logs").rglob("std*.log"))
+        said = [f"{file.relative_to(folder)}:\n{file.read_text(errors='replace')}" for file in logs]
+        pytest.fail("\n".join([f"torchrun ended with {done.returncode}", *said, "torchrun:", done.stderr]))
     return folder, done.stdout
+
+
+def _pictures(folder: Path) -> None:
+    """Nine of them, two of which are cut short."""
+    folder.mkdir()
+    lines = ["file,text"]
+    for i in range(9):
+        values = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,picture {i}")
+    for i in (0, 5):
+        (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:40])
+    (folder / "metadata.csv").write_text("\n".join(lines))
 
 
 def test_a_shared_capture_is_the_capture(ran: tuple[Path, str], tmp_path: Path) -> None:
@@ -50,6 +70,34 @@ def test_a_shared_capture_is_the_capture(ran: tuple[Path, str], tmp_path: Path) 
     assert len(both.parts(2)) == 2  # so each process wrote
 
 
+def test_what_cannot_be_decoded_is_left_out_once(ran: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = ran
+    config = ExtractConfig(
+        "lab:aligned",
+        "pictures",
+        str(tmp_path / "one.zarr"),
+        ("adapter_output",),
+        batch_size=2,
+        chunk_bytes=8192,
+        skip_bad=True,
+    )
+    one = extract(
+        config, model=load("lab:aligned"), data=unsifted_dataset(folder / "pictures", keep_missing=True)
+    )
+    both = ActivationStore.open(folder / "few.zarr")
+    assert both.n_complete == 7
+    assert both.content_hash() == one.content_hash()
+    assert [entry["sample"] for entry in read_skipped(both.path)] == ["0.png", "5.png"]
+
+
+def test_processes_set_a_capture_up_at_the_same_time(ran: tuple[Path, str]) -> None:
+    folder, _ = ran  # where the child's processes have waited for each other
+    assert all(
+        (folder / f"{name} {rank}").exists() for name in ("tokenise", "first batch") for rank in (0, 1)
+    )
+    assert ActivationStore.open(folder / "steps.zarr").n_complete == 12
+
+
 def test_a_shared_covariance_is_the_covariance(ran: tuple[Path, str]) -> None:
     folder, said = ran
     store = ActivationStore.open(folder / "both.zarr")
@@ -65,13 +113,16 @@ def test_every_process_has_the_same_bits(ran: tuple[Path, str]) -> None:
     rows = store.rows("llm_final").n_valid_rows
     ours, theirs = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
     facts: list[list[Any]] = json.loads((folder / "rank1.json").read_text())
-    for i, options in enumerate(
-        ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20})
-    ):
-        one = reduce(store, "llm_final", Moments(block_rows=16), **options)  # type: ignore[arg-type]
+    kinds: list[tuple[dict[str, Any], Moments]] = [
+        (options, Moments(block_rows=16))
+        for options in ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20})
+    ]
+    for i, (options, made) in enumerate([*kinds, ({}, Moments("exact", block_rows=16))]):
+        one = reduce(store, "llm_final", made, **options)
         assert torch.equal(ours[i], theirs[i])
         assert (ours[i] - one.covariance).abs().max() <= 1e-10 * one.covariance.abs().max()
         assert facts[i] == [one.count, dict(one.certificate.store_hashes)]
+    assert len(ours) == len(kinds) + 1
 
 
 def test_an_error_in_one_process_reaches_all(ran: tuple[Path, str]) -> None:
@@ -98,6 +149,15 @@ def test_a_reduction_without_blocks(ran: tuple[Path, str]) -> None:
         assert torch.equal(values, one.values)
         parts = json.loads((folder / f"parts{rank}.json").read_text())
         assert parts == ["settle", "rows", "exchange", "finalize"]
+
+
+def test_the_group_ends_before_the_interpreter(ran: tuple[Path, str]) -> None:
+    """A thread of the group that lets go of a tensor while the interpreter ends aborts the process."""
+    folder, _ = ran
+    for rank in (0, 1):
+        names = json.loads((folder / f"threads{rank}.json").read_text())
+        assert names
+        assert not [name for name in names if "gloo" in name]
 
 
 def test_a_single_process_is_nobodys_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,24 @@
-"""What each process of the test's torchrun does: two commands, then reductions of several ranges."""
+"""What each process of the test's torchrun does: three commands, then a capture step by step and many reductions."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from modegap._facade import load, unsifted_dataset
 from modegap.cli import main
 from modegap.engine.batch import ActivationBatch
+from modegap.engine.capture import ExtractConfig, extract, extraction
+from modegap.engine.capture.job import Job
 from modegap.engine.errors import ValuesError
 from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import Ranks, launched, reduce
@@ -27,6 +35,13 @@ class Broken(Moments):
         if batch.start <= self.row < batch.end:
             raise ValuesError(f"row {self.row}")
         super().update(batch)
+
+
+class Starting(Moments):
+    """Takes no shift from another process."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        raise AssertionError("this process waited for a shift")
 
 
 class Refusing(Broken):
@@ -49,6 +64,36 @@ def said(store: ActivationStore, ranks: Ranks, made: Moments, row: int, **option
     return "nothing"
 
 
+def step_by_step(folder: Path, ranks: Ranks) -> None:
+    """A capture whose processes go on from each step of its set-up only when the other has come there too."""
+
+    def meet(name: str) -> None:
+        (folder / f"{name} {ranks.rank}").touch()
+        end = time.monotonic() + 60
+        while not (folder / f"{name} {1 - ranks.rank}").exists():
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {ranks.rank} is at {name}, and the other one does not come")
+            time.sleep(0.01)
+
+    class Stepwise(Job):
+        def first_batch(self):  # type: ignore[no-untyped-def]
+            meet("first batch")
+            return super().first_batch()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "tokenise" and done == 1:
+            meet(phase)
+
+    config = ExtractConfig("lab:aligned", "lab", str(folder / "steps.zarr"), ("adapter_output",), limit=12)
+    plain, extraction.Job = extraction.Job, Stepwise
+    try:
+        extract(
+            config, model=load("lab:aligned"), data=unsifted_dataset("lab"), progress=progress, ranks=ranks
+        )
+    finally:
+        extraction.Job = plain
+
+
 def run(folder: Path) -> int:
     store = str(folder / "both.zarr")
     capture = [
@@ -62,15 +107,21 @@ def run(folder: Path) -> int:
         "8192",
     ]
     code = main(["extract", "lab:aligned", "lab", store, *capture, "--json"])
+    few = ["--points", "adapter_output", "--batch-size", "2", "--chunk-bytes", "8192", "--skip-bad"]
+    code |= main(
+        ["extract", "lab:aligned", str(folder / "pictures"), str(folder / "few.zarr"), *few, "--json"]
+    )
     code |= main(["cov", store, "adapter_output", "--out", str(folder / "cov.safetensors"), "--json"])
     with launched() as ranks:
         assert ranks is not None
+        step_by_step(folder, ranks)
         opened = ActivationStore.open(store)
         rows = opened.rows("llm_final").n_valid_rows
         found = []
         for options in ({}, {"start": 16}, {"start": 40, "stop": rows - 9, "select": "text"}, {"stop": 20}):
             made = Moments(block_rows=16)
             found.append(reduce(opened, "llm_final", made, ranks=ranks, **options))  # type: ignore[arg-type]
+        found.append(reduce(opened, "llm_final", Starting("exact", block_rows=16), ranks=ranks))
         torch.save([one.covariance for one in found], folder / f"rank{ranks.rank}.pt")
         facts = [(one.count, one.certificate.to_json()["store_hashes"]) for one in found]
         (folder / f"rank{ranks.rank}.json").write_text(json.dumps(facts))
@@ -104,5 +155,13 @@ def run(folder: Path) -> int:
     return code
 
 
+def threads_left(folder: Path) -> None:
+    """Notes the process's threads by name, those of libraries too."""
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads{os.environ['RANK']}.json").write_text(json.dumps(names))
+
+
 if __name__ == "__main__":
+    # called after what `launched` registers later
+    atexit.register(threads_left, Path(sys.argv[1]))
     sys.exit(run(Path(sys.argv[1])))

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _MODES: tuple[Mode, ...] = ("precise", "fast", "exact")
 _STATE_VERSION = 1
-_HOST_ROWS: dict[Mode, int] = {"precise": 2048, "fast": 2048, "exact": 1024}
+_HOST_ROWS = 2048
 _DEVICE_ROWS = 16384
 
 
@@ -45,7 +45,7 @@ class BlockReduction(ABC, Generic[R]):
 
     Args:
         mode: arithmetic, as in `modegap.kernels.covariance_update`.
-        block_rows: rows a block; None takes 2,048 on the host (1,024 in mode exact) and 16,384 on a GPU.
+        block_rows: rows a block; None takes 2,048 on the host and 16,384 on a GPU.
         seed: of the choice of what is audited.
     """
 
@@ -86,7 +86,7 @@ class BlockReduction(ABC, Generic[R]):
     def boundary(self, device: str | torch.device | None = None) -> int:
         """Rows a block: parts that begin on its multiples and share the shift merge to one pass's blocks."""
         on_host = named(device).type == "cpu"
-        return self._block_rows or (_HOST_ROWS[self.mode] if on_host else _DEVICE_ROWS)
+        return self._block_rows or (_HOST_ROWS if on_host else _DEVICE_ROWS)
 
     @property
     def shares_shift(self) -> bool:

@@ -135,16 +135,18 @@ def _puts_out(module: nn.Module, width: int) -> bool:
 
 def _input_embeddings(model: nn.Module) -> tuple[nn.Module, int]:
     get = getattr(model, "get_input_embeddings", None)
+    found, cause = None, None
     try:
         found = get() if get is not None else None
-    except (AttributeError, NotImplementedError):  # what transformers raises where a model defines none
-        found = None
+    except (AttributeError, NotImplementedError) as error:
+        # What transformers raises where a model defines none, or a fault of the model's own code: its author sees it.
+        cause = error
     weight = getattr(found, "weight", None)
     if not isinstance(found, nn.Module) or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         raise EngineError(
             f"{type(model).__name__} does not say which module embeds its tokens (get_input_embeddings); "
             'name the hook points: points={"adapter_output": "module.path"}'
-        )
+        ) from cause
     return found, int(weight.shape[1])
 
 

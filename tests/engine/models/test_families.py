@@ -14,7 +14,7 @@ import torch
 from modegap.engine.capture import Capturer
 from modegap.engine.errors import EngineError
 from modegap.engine.models import Inputs, LoadedModel, adopt, edit
-from modegap.engine.models.structure import _final_norm, read_structure
+from modegap.engine.models.structure import _final_norm, _input_embeddings, read_structure
 
 made = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("families.py"))))
 NAMES = list(made.FAMILIES)
@@ -60,6 +60,20 @@ def captured(loaded: LoadedModel, inputs: Inputs, name: str) -> list[torch.Tenso
 def test_enough_families_are_installed() -> None:
     expected = 13 if hasattr(made.hf, "Qwen3VLForConditionalGeneration") else 8  # transformers 4.50 has fewer
     assert sum(family.installed() for family in made.FAMILIES.values()) >= expected
+
+
+@pytest.mark.parametrize("fault", [AttributeError("no attribute 'embd'"), NotImplementedError()])
+def test_why_the_embeddings_are_not_known_is_kept(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> torch.nn.Module:
+        raise fault
+
+    model = small("qwen2_vl")[0].model
+    monkeypatch.setattr(model, "get_input_embeddings", broken)
+    with pytest.raises(
+        EngineError, match="does not say which module embeds its tokens .*name the hook points"
+    ) as caught:
+        _input_embeddings(model)
+    assert caught.value.__cause__ is fault
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if made.FAMILIES[name].rows])

@@ -69,9 +69,7 @@ def test_why_the_embeddings_are_not_known_is_kept(fault: Exception, monkeypatch:
 
     model = small("qwen2_vl")[0].model
     monkeypatch.setattr(model, "get_input_embeddings", broken)
-    with pytest.raises(
-        EngineError, match="does not say which module embeds its tokens .*name the hook points"
-    ) as caught:
+    with pytest.raises(EngineError, match="does not say which module embeds its tokens") as caught:
         _input_embeddings(model)
     assert caught.value.__cause__ is fault
 

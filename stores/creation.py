@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from .durable import sync_file, sync_folder, temporary
 from .errors import StoreError, disk_error
@@ -19,6 +21,8 @@ from .zarrjson import METADATA
 
 _AT_ONCE = 8
 _MAX_HEADER = 256 * 2**20
+
+Item = TypeVar("Item")
 
 
 def occupied(root: Place) -> bool:
@@ -65,17 +69,32 @@ def _local(root: Path, plan: StorePlan, header: Header) -> bool:
 
 def _write(root: Path, plan: StorePlan, header: Header) -> None:
     """Write and sync everything; the syncs wait for the disk together."""
-    files = []
     root.mkdir(parents=True)
-    for name, content in skeleton(header, columns_of(plan)):
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        files.append(file)
+    files = [(root / name, content) for name, content in skeleton(header, columns_of(plan))]
+    for folder in {file.parent for file, _ in files}:
+        folder.mkdir(parents=True, exist_ok=True)
     make_folders(root, header)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(_sync, files))
-        list(pool.map(sync_folder, [Path(folder) for folder, _, _ in os.walk(root)]))
+        _shared(pool, _write_synced, files)
+        _shared(pool, sync_folder, [Path(folder) for folder, _, _ in os.walk(root)])
+
+
+def _shared(pool: ThreadPoolExecutor, work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Do all of it, a share a thread: handing over single ones would take as long as doing them."""
+
+    def several(first: int) -> None:
+        for item in items[first::_AT_ONCE]:
+            work(item)
+
+    list(pool.map(several, range(min(_AT_ONCE, len(items)))))
+
+
+def _write_synced(item: tuple[Path, bytes]) -> None:
+    path, content = item
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        sync_file(file.fileno())
 
 
 def refuse_links(root: Place, header: Header) -> None:
@@ -107,11 +126,6 @@ def make_folders(root: Path, header: Header) -> None:
     for array in header.arrays():
         (root / "_commit" / array.spec.path).mkdir(parents=True, exist_ok=True)
         (root / array.spec.path / "c").mkdir(parents=True, exist_ok=True)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        sync_file(opened.fileno())
 
 
 def _remote(root: RemotePath, plan: StorePlan, header: Header) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -15,6 +14,7 @@ from .batch import ActivationBatch, PairedBatch
 from .chunks import ChunkReader, Piece, Selection
 from .devices import named
 from .direct import FileSlot, Ring, loaded
+from .machine import cores
 from .prefetch import Slots, prefetched, torch_dtype
 from .upload import Copies, CudaCopies, Staging
 
@@ -116,7 +116,7 @@ def stream(
         limit = most = batch_rows
     reader = ChunkReader(rows, point, start, stop, limit, selection, verify)
     if place is None:
-        readers = min(_HOST_READERS, _cores()) if readers is None else readers
+        readers = min(_HOST_READERS, cores()) if readers is None else readers
         pieces = prefetched(reader.load, _slots(reader, None, _or(prefetch, _PREFETCH), readers))
     else:
         pieces = _to_gpu(reader, CudaCopies(place), most, prefetch, readers)
@@ -127,10 +127,10 @@ def _to_gpu(
     reader: ChunkReader, copies: Copies, most: int, prefetch: int | None, readers: int | None
 ) -> Generator[Piece, None, None]:
     """Filled by KvikIO's threads where they can, up to `most` rows at a time, else by threads of Python."""
-    cores = _cores()
-    files = reader.files(copies, _or(readers, min(_FILE_READERS, max(cores - 2, 1))))
+    available = cores()
+    files = reader.files(copies, _or(readers, min(_FILE_READERS, max(available - 2, 1))))
     if files is None:
-        readers = _or(readers, min(_DEVICE_READERS, max(cores * 3 // 4, 1)))
+        readers = _or(readers, min(_DEVICE_READERS, max(available * 3 // 4, 1)))
         return prefetched(reader.load, _slots(reader, copies, _or(prefetch, _DEVICE_PREFETCH), readers))
     reader.gather(most)
     chunk, dtype = (reader.chunk_rows, reader.width), torch_dtype(reader.dtype)
@@ -162,10 +162,6 @@ def _place(device: str | torch.device | None) -> torch.device | None:
             f"{torch.cuda.device_count()} of those"
         )
     return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _batches(

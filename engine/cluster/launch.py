@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modegap.engine.errors import EngineError
+from modegap.engine.machine import PROCESSES, cores
 
 from .spec import MODULES, ClusterSpec
 
@@ -76,14 +77,15 @@ def _local(workers: int | None) -> Any:
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     gpus = visible_gpus()
-    count = workers or (len(gpus) or _cores())
+    count = workers or (len(gpus) or cores())
     options = {"nthreads": 1, "memory_limit": int(limit / count), "host": "127.0.0.1"}
     options |= {"death_timeout": _START_SECONDS, "dashboard": False}
     made = {}
     for number in range(count):
         env = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        env[PROCESSES] = str(count)
         # Threads of linear algebra: what the cores give each process.
-        env["OMP_NUM_THREADS"] = str(max(1, _cores() // count))
+        env["OMP_NUM_THREADS"] = str(max(1, cores() // count))
         made[number] = {
             "cls": QuietWorker,
             "options": {"name": str(number), "worker_kwargs": {**options, "env": env}},
@@ -103,7 +105,3 @@ def visible_gpus() -> list[str]:
         return [name for name in given.split(",") if name.strip() not in ("", "-1")]
     folder = Path("/proc/driver/nvidia/gpus")
     return [str(i) for i, _ in enumerate(folder.iterdir())] if folder.is_dir() else []
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from contextlib import closing
 from multiprocessing import get_context, parent_process
 
 from modegap.engine.errors import EngineError
+from modegap.engine.machine import cores
 
 from .audio import resample
 from .base import Dataset, Sample
@@ -33,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 def default_workers() -> int:
     """Decoding processes for this machine: all usable cores but one, at most eight."""
-    return min(len(os.sched_getaffinity(0)) - 1, _MOST_WORKERS)
+    return min(cores() - 1, _MOST_WORKERS)
 
 
 def decoded(

@@ -14,7 +14,6 @@ after a killed process, and after a crash of the machine at worst from the begin
 from __future__ import annotations
 
 import json
-import os
 import queue
 import shutil
 import threading
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from modegap.engine.errors import EngineError
+from modegap.engine.machine import cores
 from modegap.stores.durable import replaced
 
 from .rawrows import DTYPES, KINDS, Buffers, checksum, read_rows, write_rows
@@ -304,8 +304,7 @@ class _Left:
 
 def threads() -> int:
     """Threads that write, or read, parts: half of the cores, 2 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_THREADS, max(2, cores // 2))
+    return min(_MOST_THREADS, max(2, cores() // 2))
 
 
 def _name(batch: int, part: int) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from modegap.engine import files as files_module
 from modegap.engine.files import KvikFiles, kvik_files
+from modegap.engine.machine import PROCESSES, processes_here
 from modegap.engine.stream import stream
 from modegap.kernels import absmax
 from modegap.stores import (
@@ -176,7 +177,7 @@ class FakeFuture:
 class FakeFile:
     """Reads at once; ends early like KvikIO's, with an error."""
 
-    opened = closed = 0
+    opened = closed = asked = 0
 
     def __init__(self, path, flags):
         assert flags == "r"
@@ -187,7 +188,7 @@ class FakeFile:
         type(self).opened += 1
 
     def pread(self, target, size, offset, task_size):
-        assert task_size > 0
+        type(self).asked = task_size
         part = self.content[offset : offset + size]
         if len(part) < size:
             return FakeFuture(RuntimeError("POSIX error on pread: EOF"))
@@ -210,7 +211,14 @@ def kvikio(monkeypatch):
     monkeypatch.setitem(sys.modules, "kvikio", module)
     monkeypatch.setitem(sys.modules, "kvikio.defaults", defaults)
     monkeypatch.setattr(files_module.importlib.util, "find_spec", lambda name: name)
-    for name in ("KVIKIO_NTHREADS", "KVIKIO_BOUNCE_BUFFER_SIZE", "KVIKIO_COMPAT_MODE"):
+    names = (
+        "KVIKIO_NTHREADS",
+        "KVIKIO_BOUNCE_BUFFER_SIZE",
+        "KVIKIO_COMPAT_MODE",
+        PROCESSES,
+        "LOCAL_WORLD_SIZE",
+    )
+    for name in names:
         monkeypatch.delenv(name, raising=False)
     return module
 
@@ -227,6 +235,29 @@ def test_settings_of_kvikio(kvikio, monkeypatch):
     monkeypatch.setenv("KVIKIO_BOUNCE_BUFFER_SIZE", str(1 << 20))
     kvik_files(9)
     assert kvikio.settings == {"num_threads": 6, "bounce_buffer_size": 1 << 20, "compat_mode": "on"}
+
+
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", PROCESSES])
+def test_processes_that_share_a_machine_read_smaller_pieces(kvikio, monkeypatch, tmp_path, name):
+    kvik_files(2)
+    alone = kvikio.settings["bounce_buffer_size"]
+    monkeypatch.setenv(name, "1")
+    kvik_files(2)
+    assert kvikio.settings["bounce_buffer_size"] == alone
+    monkeypatch.setenv(name, "2")
+    reader = kvik_files(2)
+    assert kvikio.settings["bounce_buffer_size"] == alone // 2
+    (tmp_path / "file").write_bytes(bytes(16))
+    assert reader.read(str(tmp_path / "file"), 0, torch.zeros(8, dtype=torch.float16)).ended()
+    assert FakeFile.asked == alone // 2
+
+
+@pytest.mark.parametrize("said", ["0", "-2", "two", "", "²"])
+def test_a_number_of_processes_that_is_none(monkeypatch, said):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv(PROCESSES, said)
+    with pytest.raises(ValueError, match=f"{PROCESSES}: got '{said}', expected the number of processes"):
+        processes_here()
 
 
 def test_gpudirect_storage_is_left_to_kvikio_where_its_driver_is(kvikio, monkeypatch, tmp_path):

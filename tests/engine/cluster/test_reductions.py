@@ -26,6 +26,7 @@ from modegap.engine.cluster.passes import Pass, leaf, prepare
 from modegap.engine.cluster.processes import SETTINGS, environment
 from modegap.engine.cluster.tiles import moments_by_tiles, tile_bytes, tile_width
 from modegap.engine.errors import EngineError
+from modegap.engine.machine import processes_here
 from modegap.engine.moments import ClassMoments, CrossMoments, Moments, ProjectionEnergy
 from modegap.engine.packing import Part
 from modegap.engine.reduce import reduce, reduce_pairs
@@ -292,6 +293,11 @@ def test_workers_have_their_settings(cluster: Cluster) -> None:
     for name, value in SETTINGS.items():
         assert set(cluster._client.run(dask.config.get, name).values()) == {value}
     assert cluster._client.run_on_scheduler(_saturation) == 1.0
+
+
+def test_workers_know_how_many_share_the_machine(cluster: Cluster) -> None:
+    cluster.ready()
+    assert set(cluster._client.run(processes_here).values()) == {2}
 
 
 def test_the_settings_can_be_given_to_workers_of_others() -> None:

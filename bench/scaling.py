@@ -11,7 +11,7 @@ With --gpus: weak scaling from one GPU to two, each with as much work as the one
 
 covariance  (scaling_gpus.py) of a store in the page cache, 8.6 GB a GPU, by torchrun (`engine.parallel`) and by Dask
             with a worker process a GPU; where the time of a pass goes, what it costs whatever its rows, and how the
-            host's own copies scale
+            host's own reads scale
 capture     (scaling_capture.py) of a model of LLaVA-1.5-7B's shape by torchrun, pooled rows at four points
 tokens      the same with token rows at two points: 4.9 GB a GPU to write
 

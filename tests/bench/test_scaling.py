@@ -21,20 +21,18 @@ def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= found["largest relative difference"] <= 1e-10
     torchrun = found["torchrun"]
     for name in ("precise", "exact"):
-        one, two = (torchrun[name][key]["median"] for key in ("one GPU", "two GPUs"))
+        keys = ("one GPU", "one GPU, a process by itself", "two GPUs")
+        one, itself, two = (torchrun[name][key]["median"] for key in keys)
         assert torchrun[name]["weak scaling"] == pytest.approx(2 * one / two)
         goal = found["weak scaling"][name]
-        assert goal["ratio"] == torchrun[name]["weak scaling"]
-        assert goal["of the host's reads"] == pytest.approx(
-            goal["ratio"] / torchrun["host"]["reads"]["weak scaling"]
-        )
+        assert goal["ratio"] == pytest.approx(2 * min(one, itself) / two), "the faster way of one GPU counts"
+        assert goal["of the host's reads"] == pytest.approx(goal["ratio"] / torchrun["host"]["weak scaling"])
         assert goal["met"] == (goal["ratio"] >= 1.85)
         parts = torchrun["parts of a pass"][name]
         assert list(parts["one GPU"]) == ["settle", "rows", "finalize"]
         assert list(parts["two GPUs"]) == ["settle", "rows", "exchange", "finalize"]
-    for way in ("reads", "memory maps"):
-        assert torchrun["host"][way]["one process, GB/s"] > 0.01
-        assert torchrun["host"][way]["two processes, GB/s"] > 0.01
+    for key in ("of one GPU, GB/s", "of two GPUs, GB/s"):
+        assert torchrun["host"][key] > 0.001  # small files
     assert [found["dask"][n]["seconds"]["passes"] for n in ("1", "2")] == [1, 1]
     assert found["met"] == all(one["met"] for one in found["weak scaling"].values())
 

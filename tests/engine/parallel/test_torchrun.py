@@ -16,11 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modegap._facade import load, unsifted_dataset
+from modegap.cli import main
 from modegap.engine.capture import ExtractConfig, extract, read_skipped
 from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import launched, rank_of_env
 from modegap.engine.reduce import reduce
 from modegap.stores import ActivationStore, verify
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from torchrun_child import few
 
 ROOT = Path(__file__).resolve().parents[3]
 CHILD = Path(__file__).with_name("torchrun_child.py")
@@ -30,6 +35,7 @@ CHILD = Path(__file__).with_name("torchrun_child.py")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("torchrun")
     _pictures(folder / "pictures")
+    _begin(folder)
     # an abort says where; each process's own words are kept, since torchrun tells of them only that they ended
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
@@ -55,6 +61,22 @@ def _pictures(folder: Path) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines))
 
 
+def _leaving_out(store: Path) -> ExtractConfig:
+    points = ("adapter_output",)
+    return ExtractConfig(
+        "lab:aligned", "pictures", str(store), points, batch_size=2, chunk_bytes=512, skip_bad=True
+    )
+
+
+def _begin(folder: Path) -> None:
+    """A capture by one process that leaves samples out, as if it had been killed before its last chunk."""
+    store = folder / "begun.zarr"
+    assert main(few(folder, store.name)) == 0
+    records = store / "_commit/points/adapter_output/rows"
+    max(records.iterdir(), key=lambda record: int(record.stem)).unlink()
+    assert 0 < ActivationStore.open(store).n_complete < 7
+
+
 def test_a_shared_capture_is_the_capture(ran: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = ran
     points = ("adapter_output", "llm_final")
@@ -72,22 +94,14 @@ def test_a_shared_capture_is_the_capture(ran: tuple[Path, str], tmp_path: Path) 
 
 def test_what_cannot_be_decoded_is_left_out_once(ran: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = ran
-    config = ExtractConfig(
-        "lab:aligned",
-        "pictures",
-        str(tmp_path / "one.zarr"),
-        ("adapter_output",),
-        batch_size=2,
-        chunk_bytes=8192,
-        skip_bad=True,
-    )
-    one = extract(
-        config, model=load("lab:aligned"), data=unsifted_dataset(folder / "pictures", keep_missing=True)
-    )
-    both = ActivationStore.open(folder / "few.zarr")
-    assert both.n_complete == 7
-    assert both.content_hash() == one.content_hash()
-    assert [entry["sample"] for entry in read_skipped(both.path)] == ["0.png", "5.png"]
+    data = unsifted_dataset(folder / "pictures", keep_missing=True)
+    one = extract(_leaving_out(tmp_path / "one.zarr"), model=load("lab:aligned"), data=data)
+    # one process began the second
+    for name in ("few.zarr", "begun.zarr"):
+        both = ActivationStore.open(folder / name)
+        assert both.n_complete == 7
+        assert both.content_hash() == one.content_hash()
+        assert [entry["sample"] for entry in read_skipped(both.path)] == ["0.png", "5.png"]
 
 
 def test_processes_set_a_capture_up_at_the_same_time(ran: tuple[Path, str]) -> None:

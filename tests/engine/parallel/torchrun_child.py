@@ -94,6 +94,12 @@ def step_by_step(folder: Path, ranks: Ranks) -> None:
         extraction.Job = plain
 
 
+def few(folder: Path, name: str) -> list[str]:
+    """The command that captures pictures of which some cannot be decoded."""
+    options = ["--points", "adapter_output", "--batch-size", "2", "--chunk-bytes", "512", "--skip-bad"]
+    return ["extract", "lab:aligned", str(folder / "pictures"), str(folder / name), *options]
+
+
 def run(folder: Path) -> int:
     store = str(folder / "both.zarr")
     capture = [
@@ -107,10 +113,8 @@ def run(folder: Path) -> int:
         "8192",
     ]
     code = main(["extract", "lab:aligned", "lab", store, *capture, "--json"])
-    few = ["--points", "adapter_output", "--batch-size", "2", "--chunk-bytes", "8192", "--skip-bad"]
-    code |= main(
-        ["extract", "lab:aligned", str(folder / "pictures"), str(folder / "few.zarr"), *few, "--json"]
-    )
+    for name in ("few.zarr", "begun.zarr"):
+        code |= main([*few(folder, name), "--json"])
     code |= main(["cov", store, "adapter_output", "--out", str(folder / "cov.safetensors"), "--json"])
     with launched() as ranks:
         assert ranks is not None

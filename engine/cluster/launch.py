@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,64 @@ def launch(spec: ClusterSpec) -> Any:
         raise EngineError(
             f"cluster: {module} has no class {name}; see the documentation of {package}"
         ) from None
+    cluster = None
     try:
-        cluster = kind(**spec.options)
-        if spec.adapt is not None:
-            cluster.adapt(minimum=spec.adapt[0], maximum=spec.adapt[1])
-        elif spec.workers is not None:
-            cluster.scale(spec.workers)
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise EngineError(f"cluster: {spec.path} of {spec.said} did not start: {error}") from error
+        with _quiet():
+            cluster = kind(**spec.options)
+            if not hasattr(cluster, "scale"):
+                raise EngineError(f"cluster: {spec.path} of {spec.said} is no class of clusters, e.g. LocalCluster")
+            _scaled(cluster, spec)
+    except (TypeError, ValueError, OSError, RuntimeError, EngineError) as error:
+        with _quiet(), suppress(Exception):
+            getattr(cluster, "close", int)()
+        if isinstance(error, EngineError):
+            raise
+        raise EngineError(f"cluster: {spec.path} of {spec.said} did not start: {_chain(error)}") from error
     return cluster
+
+
+def _scaled(cluster: Any, spec: ClusterSpec) -> None:
+    """Ask for the workers; what a job queue says to that (no `sbatch`, an unknown queue) is raised here.
+
+    Dask asks in the background, logs what goes wrong there, and leaves the client to wait for workers.
+    """
+    if spec.adapt is not None:
+        cluster.adapt(minimum=spec.adapt[0], maximum=spec.adapt[1])
+    elif spec.workers is not None and isinstance(cluster, dask_or_error().SpecCluster):
+
+        async def asked() -> None:
+            cluster.scale(spec.workers)
+            await cluster
+
+        cluster.sync(asked)
+    elif spec.workers is not None:
+        cluster.scale(spec.workers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Dask's and tornado's logs of an error that is raised as well."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado.application", "asyncio")]
+    before = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, before, strict=True):
+            one.setLevel(level)
+
+
+def _chain(error: BaseException) -> str:
+    """The error and what it came from: Dask says "Nanny failed to start", and why below that."""
+    found: list[str] = []
+    one: BaseException | None = error
+    while one is not None:
+        text = " ".join(str(one).split()).rstrip(".")
+        if text and not any(text in said for said in found):
+            found.append(text)
+        one = one.__cause__
+    return ": ".join(found)
 
 
 def _local(workers: int | None) -> Any:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from modegap._version import __version__
 from modegap.engine.errors import EngineError
 from modegap.engine.packing import load_packed
 
-from .calls import Kept, execute, facts
+from .calls import Kept, execute, facts, worker_name
 from .launch import dask_or_error, launch
 from .spec import ClusterSpec, parse
 from .traffic import socket_bytes
@@ -91,6 +91,7 @@ class Cluster:
         self.spec, self.folder = spec, folder
         self._lock = threading.Lock()
         self._scratch: Path | None = None
+        self._met = False
         self._made = launch(spec)
         self._client = self._connected(_FIRST)
         self.dashboard = str(getattr(self._client, "dashboard_link", "") or "")
@@ -151,14 +152,23 @@ class Cluster:
         Raises:
             EngineError: none came, or one has another version or none.
         """
+        # A cluster that grows with its work has no worker before there is some.
+        call = self._client.submit(worker_name, pure=False) if self.spec.adapt is not None else None
+        wait = _PATIENCE if self.spec.wait is None else self.spec.wait
         try:
-            self._client.wait_for_workers(self.spec.workers or 1, timeout=_PATIENCE)
+            self._client.wait_for_workers(1, timeout=wait)
         except TimeoutError:
             if not self.workers():
                 raise EngineError(
-                    f"cluster {self.spec.said}: no worker came within {_PATIENCE:.0f} s; look at the scheduler's "
-                    "log, or whether its queue is full"
+                    f"cluster {self.spec.said}: no worker came within {wait:.0f} s; look at the scheduler's log, or "
+                    "whether its queue is full (`wait: 3600` in a YAML file waits an hour)"
                 ) from None
+        # For all that were asked for only once: some may never come, or not come back.
+        if not self._met and self.spec.workers is not None:
+            with suppress(TimeoutError):
+                self._client.wait_for_workers(self.spec.workers, timeout=_PATIENCE)
+        self._met = True
+        del call
         try:
             found = self.facts()
         except (ModuleNotFoundError, ImportError, AttributeError) as error:

@@ -18,7 +18,7 @@ MODULES = {
     "distributed": "distributed",
 }
 """Modules that a file may name a cluster class of, and the packages that they come with."""
-_KEYS = ("cluster", "options", "workers", "minimum", "maximum")
+_KEYS = ("cluster", "options", "workers", "minimum", "maximum", "wait")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class ClusterSpec:
         path: `module.Class` of the cluster.
         options: its keyword arguments.
         adapt: (least, most) workers where the cluster is to grow and shrink; None for a fixed number.
+        wait: seconds that the first worker may take to come; None for two minutes.
         said: as it was given, for messages.
     """
 
@@ -42,6 +43,7 @@ class ClusterSpec:
     path: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     adapt: tuple[int, int] | None = None
+    wait: float | None = None
     said: str = "local"
 
 
@@ -93,10 +95,15 @@ def _file(path: Path) -> ClusterSpec:
             raise EngineError(f"cluster: {key} in {path} must be a number of workers, got {value!r}")
     if numbers["maximum"] is None and numbers["minimum"] is not None:
         raise EngineError(f"cluster: {path} gives minimum without maximum; give both, or workers")
+    if numbers["maximum"] is not None and numbers["workers"] is not None:
+        raise EngineError(f"cluster: {path} gives workers and maximum; give a number, or a least and a most")
     adapt = None if numbers["maximum"] is None else (numbers["minimum"] or 0, numbers["maximum"])
+    wait = given.get("wait")
+    if wait is not None and (type(wait) not in (int, float) or not wait > 0):
+        raise EngineError(f"cluster: wait in {path} must be seconds, got {wait!r}")
     return ClusterSpec(
         "class", numbers["workers"], path=_allowed(given["cluster"], path), options=options, adapt=adapt,
-        said=str(path),
+        wait=wait, said=str(path),
     )  # fmt: skip
 
 

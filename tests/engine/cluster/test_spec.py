@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modegap.engine.cluster import parse
+from modegap.engine.cluster import Cluster, connect, parse
 from modegap.engine.cluster.launch import launch, visible_gpus
 from modegap.engine.errors import EngineError
 
@@ -20,9 +20,10 @@ def test_the_three_forms(tmp_path: Path) -> None:
     assert parse("tcp://10.0.0.1:8786").address == "tcp://10.0.0.1:8786"
     file = tmp_path / "c.yaml"
     file.write_text(
-        "cluster: dask_jobqueue.SLURMCluster\noptions: {cores: 8, memory: 64GB}\nminimum: 0\nmaximum: 64\n"
+        "cluster: dask_jobqueue.SLURMCluster\noptions: {cores: 8, memory: 64GB}\nminimum: 0\nmaximum: 64\nwait: 3600"
     )
     spec = parse(str(file))
+    assert spec.wait == 3600
     assert (spec.path, spec.options, spec.adapt) == (
         "dask_jobqueue.SLURMCluster",
         {"cores": 8, "memory": "64GB"},
@@ -49,6 +50,8 @@ def test_other_words(text: str) -> None:
         ("cluster: distributed.LocalCluster\nworkers: 0", "must be a number of workers"),
         ("cluster: distributed.LocalCluster\nminimum: 1", "minimum without maximum"),
         ("cluster: distributed.LocalCluster\noptions: [1]", "settings by name"),
+        ("cluster: distributed.LocalCluster\nworkers: 2\nmaximum: 4", "gives workers and maximum"),
+        ("cluster: distributed.LocalCluster\nwait: 1h", "must be seconds, got '1h'"),
     ],
 )
 def test_files_that_say_something_else(content: str, message: str, tmp_path: Path) -> None:
@@ -101,6 +104,76 @@ def test_a_class_gets_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_text("cluster: dask_jobqueue.SLURMCluster")
     with pytest.raises(EngineError, match="did not start: no queue"):
         launch(parse(str(file)))
+
+
+def test_what_is_no_cluster_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class Client:
+        def close(self) -> None:
+            closed.append(True)
+
+    fake = ModuleType("dask_jobqueue")
+    fake.Client = Client  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+    file = tmp_path / "c.yaml"
+    file.write_text("cluster: dask_jobqueue.Client")
+    with pytest.raises(EngineError, match=r"dask_jobqueue\.Client of .* is no class of clusters"):
+        launch(parse(str(file)))
+    assert closed == [True]
+
+
+def test_what_a_job_queue_refuses_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Dask asks for the workers in the background, and a client would wait for them."""
+    distributed = pytest.importorskip("distributed")
+    from distributed.deploy.spec import ProcessInterface
+
+    class Job(ProcessInterface):  # type: ignore[misc]
+        def __init__(self, scheduler: str, name: Any = None) -> None:
+            super().__init__(scheduler, name)
+
+        async def start(self) -> None:
+            raise RuntimeError("sbatch: error:\n invalid partition specified: cpuu")
+
+    class QueueCluster(distributed.SpecCluster):  # type: ignore[misc]
+        def __init__(self) -> None:
+            options = {"host": "127.0.0.1", "dashboard": False}
+            scheduler = {"cls": distributed.Scheduler, "options": options}
+            super().__init__(scheduler=scheduler, worker={"cls": Job})
+
+    fake = ModuleType("dask_jobqueue")
+    fake.QueueCluster = QueueCluster  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+    file = tmp_path / "c.yaml"
+    file.write_text("cluster: dask_jobqueue.QueueCluster\nworkers: 2")
+    with pytest.raises(EngineError, match="did not start: sbatch: error: invalid partition specified: cpuu"):
+        launch(parse(str(file)))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_cluster_that_grows_with_its_work_has_none_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modegap.engine.cluster.session._PATIENCE", 10.0)
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "cluster: distributed.LocalCluster\nminimum: 0\nmaximum: 1\n"
+        "options: {n_workers: 0, threads_per_worker: 1, processes: false, dashboard_address: null}\n"
+    )
+    with connect(str(file)) as cluster:
+        assert len(cluster.ready()) == 1
+
+
+def test_all_workers_are_waited_for_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a job queue may never come, and a command has many passes."""
+    asked: list[int] = []
+    monkeypatch.setattr(cluster._client, "wait_for_workers", lambda count, timeout: asked.append(count))
+    monkeypatch.setattr(cluster, "_met", False)
+    cluster.ready()
+    cluster.ready()
+    assert asked == [1, 2, 1]
 
 
 def test_a_real_job_queue_class_makes_its_script(tmp_path: Path) -> None:

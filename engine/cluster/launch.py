@@ -60,7 +60,9 @@ def launch(spec: ClusterSpec) -> Any:
         with _quiet():
             cluster = kind(**spec.options)
             if not hasattr(cluster, "scale"):
-                raise EngineError(f"cluster: {spec.path} of {spec.said} is no class of clusters, e.g. LocalCluster")
+                raise EngineError(
+                    f"cluster: {spec.path} of {spec.said} is no class of clusters, e.g. LocalCluster"
+                )
             _scaled(cluster, spec)
     except (TypeError, ValueError, OSError, RuntimeError, EngineError) as error:
         with _quiet(), suppress(Exception):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from modegap.engine.packing import joined, kind_of, plain, remade, split
 
-from .ranks import Ranks
+from .ranks import Ranks, speaking
 
 _SMALL = 1 << 16
 """Bytes of a small array: on the host it goes with the words about all of them, on a GPU in one message with others."""
@@ -31,9 +31,13 @@ def send(value: Any, to: int, ranks: Ranks) -> None:
         value: anything that pickles; its tensors and arrays travel as they are, those on a GPU from there.
         to: rank of the other process.
         ranks: the processes.
+
+    Raises:
+        EngineError: the other process has ended.
     """
     for tensor in _message(value, ranks.carrier):
-        dist.send(tensor, to)
+        with speaking():
+            dist.send(tensor, to)
 
 
 def receive(source: int, ranks: Ranks) -> Any:
@@ -46,7 +50,8 @@ def broadcast(value: Any, source: int, ranks: Ranks) -> Any:
     if ranks.rank != source:
         return _assembled(ranks.carrier, lambda tensor: dist.broadcast(tensor, source))
     for tensor in _message(value, ranks.carrier):
-        dist.broadcast(tensor, source)
+        with speaking():
+            dist.broadcast(tensor, source)
     return value
 
 
@@ -106,12 +111,14 @@ def _assembled(carrier: torch.device, fill: Callable[[torch.Tensor], Any]) -> An
     def take(count: int, place: torch.device) -> torch.Tensor:
         tensor = torch.empty(count, dtype=torch.uint8, device=place)
         if count:
-            fill(tensor)
+            with speaking():
+                fill(tensor)
         return tensor
 
     host = torch.device("cpu")
     size = torch.empty(1, dtype=torch.int64)
-    fill(size)
+    with speaking():
+        fill(size)
     # from a process of the same run, started by the same command
     header, described = pickle.loads(take(int(size), host).numpy().tobytes())
     counts = [_bytes(one) for one in described]

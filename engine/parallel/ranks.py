@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from modegap.engine.errors import EngineError
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,10 +39,15 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait until all are here.
+
+        Raises:
+            EngineError: another process ended before.
+        """
         import torch.distributed as dist
 
-        dist.barrier()
+        with speaking():
+            dist.barrier()
 
     def device(self, wanted: str | None) -> str | None:
         """`wanted`, with this process's own GPU where it says `cuda`."""
@@ -54,6 +61,18 @@ class Ranks:
 
         nccl = dist.is_nccl_available() and torch.cuda.is_available()
         return torch.device("cuda", self.local) if nccl else torch.device("cpu")
+
+
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Turns what gloo and NCCL raise when another process has ended into one line: that one has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise EngineError(
+            f"another process of this run ended or cannot be reached, see what it said ({first})"
+        ) from error
 
 
 def rank_of_env() -> int:

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
 from modegap._facade import load, unsifted_dataset
 from modegap.cli import main
 from modegap.engine.capture import ExtractConfig, extract, read_skipped
+from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments, RowSample
-from modegap.engine.parallel import launched, rank_of_env
+from modegap.engine.parallel import Ranks, launched, rank_of_env
+from modegap.engine.parallel.exchange import broadcast, receive
 from modegap.engine.reduce import reduce
 from modegap.stores import ActivationStore, verify
 
@@ -150,6 +153,22 @@ def test_an_error_in_one_process_reaches_all(ran: tuple[Path, str]) -> None:
     assert ours["merge"] == "EngineError: LocalError: no merge"  # a class of a function cannot be sent
     assert ours["here only"].startswith("ValueError: start, stop")
     assert ours["one row"].startswith("EngineError: llm_final: 1 rows")
+
+
+def test_a_process_that_ends_is_said_in_one_line(tmp_path: Path) -> None:
+    """Not by gloo's traceback, below which nobody finds what the other one said."""
+    group = f"'gloo', init_method='file://{tmp_path}/store', world_size=2"
+    child = f"import os, torch.distributed as d; d.init_process_group({group}, rank=1); os._exit(0)"
+    with subprocess.Popen([sys.executable, "-c", child]) as other:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", world_size=2, rank=0)
+        try:
+            ranks = Ranks(0, 2, 0)
+            other.wait(60)
+            for waiting in (ranks.barrier, lambda: receive(1, ranks), lambda: broadcast({}, 0, ranks)):
+                with pytest.raises(EngineError, match="another process of this run ended"):
+                    waiting()
+        finally:
+            dist.destroy_process_group()
 
 
 def test_a_reduction_without_blocks(ran: tuple[Path, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import os
 import sys
@@ -166,6 +167,9 @@ def threads_left(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # a process that waits for ever ends before the test's patience does, and says where it was: with torchrun
+    # killed by the test nobody else would end it
+    faulthandler.dump_traceback_later(110, exit=True)
     # called after what `launched` registers later
     atexit.register(threads_left, Path(sys.argv[1]))
     sys.exit(run(Path(sys.argv[1])))

@@ -132,6 +132,21 @@ def test_options_that_do_not_fit_are_one_line(capsys: Out, store: Path, tmp_path
         assert error.count("\n") == 1
 
 
+def test_torchrun_is_refused_where_each_process_would_do_all(
+    capsys: Out, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "probes.json"
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    words = ["probe", str(store), "--out", str(out)]
+    assert main(words) == 2
+    assert "each would do all of probe" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(words) == 2
+    assert capsys.readouterr().err == "", "the first process says it"
+    assert not out.exists()
+
+
 def test_positional_arguments_have_names(capsys: Out, store: Path) -> None:
     wanted = run_json(capsys, "cov", str(store), "adapter_output")
     for words in (

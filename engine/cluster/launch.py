@@ -128,7 +128,7 @@ def _local(workers: int | None) -> Any:
 
     from .processes import SETTINGS, QuietWorker
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     gpus = visible_gpus()
     count = workers or (len(gpus) or cores())
     options = {"nthreads": 1, "memory_limit": int(limit / count), "host": "127.0.0.1"}
@@ -148,7 +148,7 @@ def _local(workers: int | None) -> Any:
         "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
     }
     with importlib.import_module("dask").config.set(SETTINGS):
-        return distributed.SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.ERROR)
+        return distributed.SpecCluster(workers=made, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 
 def visible_gpus() -> list[str]:

@@ -48,6 +48,9 @@ COMMANDS = {
     "report": "one self-contained HTML file from saved results",
 }
 
+_SHARED = ("extract", "cov")
+"""Commands that the processes of torchrun do together; all others would each write the same files."""
+
 
 def overview() -> str:
     """The text of `modegap --help`."""
@@ -76,6 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         print(f"modegap: error: no command {name!r}{hint}; see modegap --help", file=sys.stderr)
+        return 2
+    if (
+        name not in _SHARED
+        and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and "TORCHELASTIC_RUN_ID" in os.environ
+    ):
+        if _speaks():
+            print(
+                f"modegap: error: torchrun's processes share the work of {' and '.join(_SHARED)} only: each would do "
+                f"all of {name}; run it without torchrun, or with --cluster (docs/scaling.md)",
+                file=sys.stderr,
+            )
         return 2
     module = importlib.import_module(f"modegap._commands.{name}{'_' * keyword.iskeyword(name)}")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -171,7 +172,10 @@ class Cluster:
         del call
         try:
             found = self.facts()
-        except (ModuleNotFoundError, ImportError, AttributeError) as error:
+        except Exception as error:
+            # From the worker it comes as an Exception of the text.
+            if not isinstance(error, ImportError | AttributeError) and "No module named" not in str(error):
+                raise
             raise EngineError(
                 f"cluster {self.spec.said}: a worker cannot import modegap ({error}): install modegap {__version__} "
                 "in the workers' environment"
@@ -239,6 +243,8 @@ class Cluster:
         end = time.monotonic() + seconds
         while True:
             try:
+                if self.spec.kind == "address":
+                    _greeted(self.spec.address, min(seconds, 10))
                 return distributed.Client(
                     self._made, timeout=min(seconds, 10), set_as_default=False, direct_to_workers=True
                 )
@@ -249,6 +255,25 @@ class Cluster:
                         "with `dask scheduler`, or check the address and the firewall"
                     ) from None
                 time.sleep(0.5)
+
+
+def _greeted(address: str, seconds: float) -> None:
+    """Wait for the first byte of whatever listens there: Dask's client waits for ever for an HTTP server's.
+
+    Raises:
+        OSError: nothing listens, or it does not speak first, as a scheduler does.
+    """
+    if not address.startswith("tcp://"):
+        return
+    host, port = importlib.import_module("distributed.comm").get_address_host_port(address)
+    with socket.create_connection((host, port), seconds) as connection:
+        connection.settimeout(seconds)
+        try:
+            found = connection.recv(1)
+        except TimeoutError:
+            found = b""
+    if not found:
+        raise OSError("what listens there is no scheduler; a dashboard has a port of its own")
 
 
 class _AwayError(Exception):
@@ -347,6 +372,11 @@ class _Run:
         if future.status in ("cancelled", "lost"):
             raise _AwayError("it has forgotten the tasks")
         error = future.exception()
+        if isinstance(error, RuntimeError) and "deserialization of the task graph" in str(error):
+            raise EngineError(
+                f"cluster {self._spec.said}: the scheduler cannot read the tasks: install modegap {__version__}, and "
+                "the versions of Python and Dask that are used here, where `dask scheduler` runs"
+            ) from error
         if not isinstance(error, dask_or_error().KilledWorker):
             raise error
         self._tries[name] = self._tries.get(name, 0) + 1

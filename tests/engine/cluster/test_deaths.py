@@ -128,9 +128,11 @@ _suicide = os.abort
 
 
 @contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(*words: str, path: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]]
     env = {**importable(), "DASK_LOGGING__DISTRIBUTED": "error", "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        env["PYTHONPATH"] = str(path)
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -204,3 +206,44 @@ def test_nobody_answers() -> None:
         patch.setattr("modegap.engine.cluster.session._FIRST", 0.5)
         with pytest.raises(EngineError, match=r"no scheduler answers.*start one with `dask scheduler`"):
             connect("tcp://127.0.0.1:9")
+
+
+def test_a_port_where_something_else_listens() -> None:
+    """A dashboard's, say: Dask's client waits for its answer for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modegap.engine.cluster.session._FIRST", 0.5)
+        with pytest.raises(EngineError, match="what listens there is no scheduler"):
+            connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("worker", "a worker cannot import modegap"),
+        ("scheduler", "the scheduler cannot read the tasks: install"),
+    ],
+)
+def test_processes_without_modegap(
+    without: str, message: str, store: ActivationStore, tmp_path: Path
+) -> None:
+    (tmp_path / "modegap").mkdir()
+    (tmp_path / "modegap/__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'modegap'\")")
+    paths = {kind: tmp_path if kind == without else None for kind in ("scheduler", "worker")}
+    file = tmp_path / "scheduler.json"
+    words = (
+        "scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+        "--scheduler-file",
+        str(file),
+    )
+    with started(*words, path=paths["scheduler"]):
+        while not (file.exists() and file.read_text().endswith("}")):
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        worker = started("worker", address, "--no-nanny", "--no-dashboard", path=paths["worker"])
+        with worker, connect(address) as cluster, pytest.raises(EngineError, match=message):
+            reduce(store, "adapter_output", Moments(), cluster=cluster)

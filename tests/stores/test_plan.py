@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modegap.stores import ActivationStore, LabelColumn, PointPlan, StorePlan, aligned_empty, provenance, verify
+from modegap.stores import (
+    ActivationStore,
+    LabelColumn,
+    PointPlan,
+    StorePlan,
+    aligned_empty,
+    provenance,
+    verify,
+)
 
 POINT = {"p": PointPlan(2, "pooled")}
 

@@ -64,6 +64,10 @@ def export_store(
         EngineError: `out` exists, the store is incomplete, no point has such rows, or a package is missing.
         StoreError: an unknown point, or a damaged chunk. ValueError: bad arguments.
     """
+    if "://" in os.fspath(out):
+        raise ValueError(
+            f"{os.fspath(out)} is a URL, and exports go to files: export to a path, then copy it there"
+        )
     path = at_home(out)
     kind = format_of(path, format)
     if kind in ("npy", "raw", "datasets") and path.suffix:

@@ -77,6 +77,13 @@ def test_an_export_that_does_not_fit(
     assert not list(tmp_path.iterdir())
 
 
+def test_exports_go_to_files(store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"s3://bucket/x\.npz is a URL, and exports go to files"):
+        export_store(store, "s3://bucket/x.npz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_point_with_the_name_of_the_ids(tmp_path: Path) -> None:
     made = ActivationStore.create(
         tmp_path / "s.zarr", StorePlan({"sample_ids": PointPlan(2, "pooled")}, ["a"])

@@ -315,11 +315,23 @@ class ListRows:
         self._nested = nested
         self.lengths = self._lengths()
         first = next((int(k) for k in np.flatnonzero(self.lengths)), None)
-        values, sizes = (np.empty(0), set()) if first is None else self._values(first, first + 1)
+        values, sizes = self._nothing() if first is None else self._values(first, first + 1)
         self.dtype = values.dtype
         rows = int(self.lengths.sum())
         self.shape: tuple[int, ...] = (rows,) if self._flat else (rows, max([1, *filter(None, sizes)]))
         self._ends = np.cumsum(self.lengths)
+
+    def _nothing(self) -> tuple[np.ndarray, set[int]]:
+        """Return what `_values` does, from the type of the column alone: its lists are empty."""
+        pa = optional("pyarrow", _NEED, "datasets")
+
+        kind = self._data.features.arrow_schema.field(self._name).type
+        kind = kind.storage_type if isinstance(kind, pa.ExtensionType) else kind
+        sizes: set[int] = set()
+        while hasattr(kind, "value_type"):
+            sizes = {kind.list_size} if pa.types.is_fixed_size_list(kind) else set()
+            kind = kind.value_type
+        return np.empty(0, kind.to_pandas_dtype()), sizes
 
     def _lengths(self) -> np.ndarray:
         pc = optional("pyarrow.compute", _NEED, "datasets")

@@ -285,3 +285,21 @@ def test_columns_that_would_share_a_name(tmp_path: Path, point: str, label: str)
     with pytest.raises(ValueError, match="would hold both rows"):
         export_store(made, tmp_path / "out", format="datasets", rows="tokens")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_point_without_rows(tmp_path: Path) -> None:
+    points = {
+        "none": PointPlan(3, "tokens", np.zeros(2, int)),
+        "some": PointPlan(2, "tokens", np.array([1, 0])),
+    }
+    made = ActivationStore.create(tmp_path / "s.zarr", StorePlan(points, ["a", "b"]))
+    with made.writer() as writer:
+        for k in range(2):
+            rows = {
+                name: SampleRows(np.ones((int(p.lengths[k]), p.width), "f2")) for name, p in points.items()
+            }  # type: ignore[index]
+            writer.put(k, rows)
+    made.refresh()
+    export_store(made, tmp_path / "out", format="datasets", rows="tokens")
+    found = import_store(tmp_path / "out", tmp_path / "x.zarr")
+    assert {name: found.rows(name).shape for name in points} == {"none": (0, 3), "some": (1, 2)}

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from .durable import sync_file, sync_folder, temporary
 from .errors import StoreError, disk_error
@@ -21,8 +20,6 @@ from .zarrjson import METADATA
 
 _AT_ONCE = 8
 _MAX_HEADER = 256 * 2**20
-
-Item = TypeVar("Item")
 
 
 def occupied(root: Place) -> bool:
@@ -69,32 +66,32 @@ def _local(root: Path, plan: StorePlan, header: Header) -> bool:
 
 def _write(root: Path, plan: StorePlan, header: Header) -> None:
     """Write and sync everything; the syncs wait for the disk together."""
+    files = []
     root.mkdir(parents=True)
-    files = [(root / name, content) for name, content in skeleton(header, columns_of(plan))]
-    for folder in {file.parent for file, _ in files}:
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in skeleton(header, columns_of(plan)):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        files.append(file)
     make_folders(root, header)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        _shared(pool, _write_synced, files)
+        _shared(pool, _sync, files)
         _shared(pool, sync_folder, [Path(folder) for folder, _, _ in os.walk(root)])
 
 
-def _shared(pool: ThreadPoolExecutor, work: Callable[[Item], None], items: Sequence[Item]) -> None:
+def _shared(pool: ThreadPoolExecutor, work: Callable[[Path], None], paths: Sequence[Path]) -> None:
     """Do all of it, a share a thread: handing over single ones would take as long as doing them."""
 
     def several(first: int) -> None:
-        for item in items[first::_AT_ONCE]:
-            work(item)
+        for path in paths[first::_AT_ONCE]:
+            work(path)
 
-    list(pool.map(several, range(min(_AT_ONCE, len(items)))))
+    list(pool.map(several, range(min(_AT_ONCE, len(paths)))))
 
 
-def _write_synced(item: tuple[Path, bytes]) -> None:
-    path, content = item
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        sync_file(file.fileno())
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        sync_file(opened.fileno())
 
 
 def refuse_links(root: Place, header: Header) -> None:

@@ -73,8 +73,11 @@ class LabelColumn:
 def label_column(name: str, values: Sequence[Any] | LabelColumn, ids: Sequence[str]) -> LabelColumn:
     """Return a checked column of one value for each of `ids`; a NaN counts as missing.
 
+    Where one number is a float all are, since they share an array: an int is then the float of the same value.
+
     Raises:
-        ValueError: wrong length, a value of another type, strings mixed with numbers, or an infinite number.
+        ValueError: wrong length, a value of another type, strings mixed with numbers, an infinite number, or an
+        integer among floats that float64 cannot hold.
     """
     kind = values.kind if isinstance(values, LabelColumn) else None
     items: Sequence[Any] = values.values if isinstance(values, LabelColumn) else values
@@ -94,7 +97,20 @@ def label_column(name: str, values: Sequence[Any] | LabelColumn, ids: Sequence[s
         raise ValueError(
             f"label {name!r} is declared a {kind} but holds {'strings' if strings else 'numbers'}"
         )
+    if any(isinstance(value, float) for value in present):
+        cleaned = tuple(_as_float(name, value, ids[index]) for index, value in enumerate(cleaned))
     return LabelColumn(kind or found, cleaned)
+
+
+def _as_float(name: str, value: Value, sample: str) -> Value:
+    if not isinstance(value, int):
+        return value
+    if int(float(value)) != value:
+        raise ValueError(
+            f"label {name!r} of sample {sample!r} is {value}, which float64 cannot hold, and others are floats: "
+            f"make them all integers, or all strings"
+        )
+    return float(value)
 
 
 def _clean(name: str, value: Any, sample: str) -> Value:
@@ -200,4 +216,6 @@ def _read_values(root: Place, path: str, kind: Kind, attributes: Mapping[str, An
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("categories that are no names")
         return tuple(None if code < 0 else names[code] for code in column.tolist())
-    return tuple(None if v != v or v == _INT_MISSING else v for v in column.tolist())
+    if column.dtype.kind == "f":
+        return tuple(None if v != v else v for v in column.tolist())
+    return tuple(None if v == _INT_MISSING else v for v in column.tolist())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .described import check_described
-from .errors import StoreError, gone, unreadable
+from .errors import DamagedMetadataError, StoreError, gone, unreadable
 from .labels import LabelColumn, label_files, starts_of
 from .origin import canonical_json, sha256
 from .plan import PROFILES, PointInfo, StorePlan, plan_hash
@@ -130,6 +131,9 @@ def read_header(root: Place) -> Header:
         if not root.exists():
             raise StoreError(f"no store at {root}: check the path, or make one with `modegap extract`")
         if not (root / METADATA).is_file():
+            # Elsewhere than on a disk it may be on its way: there `zarr.json` is created last.
+            if isinstance(root, Path) and (root / HEADER_COPY).is_file():
+                raise DamagedMetadataError(f"{root} has lost its {METADATA}: run `modegap repair`")
             raise StoreError(f"{root} is not an activation store (no {METADATA} in it): check the path")
     except OSError as error:
         raise unreadable(root, error) from error

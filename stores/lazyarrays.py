@@ -100,7 +100,7 @@ def _read(url: str, plan: str, point: str, kind: RowKind, lo: int, hi: int, dtyp
 
 
 def _name(store: ActivationStore, point: str, kind: str) -> str:
-    return f"modegap-{point}-{kind}-{store.content_hash()[:16]}"
+    return f"modegap-{point}-{kind}-{store.content_hash().rpartition(':')[2][:16]}"
 
 
 def _installed(module: str, package: str) -> Any:

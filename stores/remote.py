@@ -212,6 +212,14 @@ def _asked(path: RemotePath, ask: Callable[[], T]) -> T:
         raise OSError(f"{path.url}: {type(error).__name__} {error}") from error
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` replaced by the home folder, where there is one; `mg.open` has no shell to do it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def place_of(path: str | os.PathLike[str]) -> Place:
     """Return the local path or, for a URL, the remote one.
 
@@ -223,7 +231,7 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     for scheme in ("file://", "local://"):
         text = text.removeprefix(scheme)
     if "://" not in text:
-        return Path(text)
+        return at_home(text)
     try:
         core = importlib.import_module("fsspec.core")
         system, inside = core.url_to_fs(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ RowKind = Literal["tokens", "pooled"]
 Mode = Literal["r", "r+"]
 
 _SHOWN_DIFFERENCES = 5
+_SEARCHED = 2000
+"""Ids among which the nearest to an unknown one is looked for: a second for a million would be too long."""
 
 
 class ActivationStore:
@@ -155,6 +158,23 @@ class ActivationStore:
         """The sample ids, stored or not."""
         with self._still_there():
             return read_ids(self.path, self._header)
+
+    def sample_index(self, sample_id: str) -> int:
+        """Return the index of a sample, for `RowArray.sample`.
+
+        Raises:
+            StoreError: there is no such sample (the message suggests the nearest id).
+        """
+        index = self._indices.get(sample_id)
+        if index is None:
+            near = difflib.get_close_matches(str(sample_id), self.samples[:_SEARCHED], n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]!r}?" if near else ": `samples` has their ids"
+            raise StoreError(f"no sample {sample_id!r} among the {len(self.samples)} of {self.path}{hint}")
+        return index
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {sample: index for index, sample in enumerate(self.samples)}
 
     @cached_property
     def labels(self) -> dict[str, LabelColumn]:

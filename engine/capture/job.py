@@ -15,6 +15,7 @@ from modegap.engine.models.backoff import Backoff
 from modegap.engine.models.collate import Inputs
 from modegap.engine.models.loaded import LoadedModel
 from modegap.engine.models.points import HookPoint
+from modegap.engine.models.weights import weights_digest
 from modegap.engine.replay.items import layout_of
 
 from .capturer import Block, Capturer, check_finite
@@ -244,6 +245,7 @@ class Job:
         return provenance(
             model=self.loaded.name,
             revision=self.loaded.revision,
+            **self.weights(),
             dtype=str(self.loaded.dtype).removeprefix("torch."),
             prompt=self._prompt(),
             dataset=self.data.name,
@@ -257,6 +259,11 @@ class Job:
             **self.settled(),
             parity=parity,
         )
+
+    def weights(self) -> dict[str, str]:
+        """Which weights a folder held: rows of others must not meet these in a run that goes on."""
+        digest = weights_digest(self.loaded.name)
+        return {} if digest is None else {"weights": digest}
 
     def settled(self) -> dict[str, Any]:
         """What a run that goes on must settle alike."""

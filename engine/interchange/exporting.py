@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from modegap.engine.errors import EngineError
 from modegap.stores import ActivationStore, RowArray, aligned_empty
+from modegap.stores.remote import at_home
 
 from .formats import (
     BLOCK_BYTES,
@@ -61,14 +64,16 @@ def export_store(
         EngineError: `out` exists, the store is incomplete, no point has such rows, or a package is missing.
         StoreError: an unknown point, or a damaged chunk. ValueError: bad arguments.
     """
-    path = Path(out)
+    if "://" in os.fspath(out):
+        raise ValueError(
+            f"{os.fspath(out)} is a URL, and exports go to files: export to a path, then copy it there"
+        )
+    path = at_home(out)
     kind = format_of(path, format)
     if kind in ("npy", "raw", "datasets") and path.suffix:
         raise ValueError(f"{kind} goes to a folder: leave the suffix off {path}")
     beside = sidecar_of(path, kind)
-    for taken in (path, beside):
-        if taken.exists():
-            raise EngineError(f"{taken} exists already: choose another path, or remove it")
+    _check_free(path, beside)
     if store.n_complete < len(store.samples):
         raise EngineError(
             f"{store.n_complete} of {len(store.samples)} samples of {store.path} are complete: resume it"
@@ -85,22 +90,73 @@ def export_store(
         "provenance": store.provenance,
     }
     part = path.with_name(f".{path.name}.partial")
-    _remove(part)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "datasets":
-            write_dataset(store, part, arrays, None if rows == "both" else rows, progress)
-        else:
-            write_arrays(part, kind, planned, _reporting(planned, sources, progress), store)
-        target = part / beside.name if beside.parent == path else beside
-        target.write_text(as_json(described))
-        part.rename(path)
-    except BaseException:
-        _remove(part)
-        if beside.parent != path:
-            beside.unlink(missing_ok=True)
-        raise
+        with _alone(part, path):
+            _check_free(path, beside)
+            _remove(part)
+            _check_space(path, sum(array.nbytes for array in planned.values()))
+            try:
+                if kind == "datasets":
+                    write_dataset(store, part, arrays, None if rows == "both" else rows, progress)
+                else:
+                    write_arrays(part, kind, planned, _reporting(planned, sources, progress), store)
+                target = part / beside.name if beside.parent == path else beside
+                target.write_text(as_json(described))
+                part.rename(path)
+            except BaseException:
+                _remove(part)
+                if beside.parent != path:
+                    beside.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise EngineError(
+            f"cannot write {path} ({reason}): nothing of it was kept; free some space there, or choose another path"
+        ) from None
     return path
+
+
+def _check_free(*paths: Path) -> None:
+    for taken in paths:
+        if taken.exists():
+            raise EngineError(f"{taken} exists already: choose another path, or remove it")
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise EngineError(
+            f"{path} needs {needed} bytes, {free} are free there: free some space, or choose another path"
+        )
+
+
+@contextmanager
+def _alone(part: Path, path: Path) -> Iterator[None]:
+    """Keep other processes from exporting to the same place: they would write to, and rename, the same `part`.
+
+    Raises:
+        EngineError: one is at it.
+    """
+    lock = part.with_suffix(".lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # Some network file systems have no locks; there nothing is locked.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.fstat(descriptor).st_nlink > 0  # else it was the last one's, who has just ended
+        except BlockingIOError:
+            mine = False
+        except OSError:
+            mine = True
+        if not mine:
+            raise EngineError(f"another process is exporting to {path}: wait for it, or choose another path")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _arrays(
@@ -118,7 +174,8 @@ def _arrays(
             both = store.points[name].rows == "both"
             arrays |= {name: store.rows(name), name + POOLED: one} if both else {name: one}
     for name in store.points:
-        if name in arrays and name.endswith((*COLUMNS, POOLED)):
+        taken = name.endswith((*COLUMNS, POOLED)) or (kind == "hdf5" and name == "sample_ids")
+        if name in arrays and taken:
             raise ValueError(f"point {name!r} has a name that means something else in a file: leave it out")
     return arrays
 

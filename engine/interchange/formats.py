@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 import numpy as np
 
 from modegap.engine.errors import EngineError
+from modegap.stores.origin import canonical_json
 
 Format = Literal["hdf5", "npy", "npz", "safetensors", "raw", "datasets"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -118,7 +119,7 @@ def _by_suffix(path: Path, known: tuple[str, ...]) -> Format:
 
 def sidecar_of(path: Path, kind: str) -> Path:
     """Return the JSON file that goes with a file, or is in a folder, of arrays."""
-    inside = kind in ("npy", "raw", "datasets") and not path.suffix
+    inside = kind in ("npy", "raw", "datasets") and (path.is_dir() or not path.suffix)
     return path / SIDECAR if inside else path.with_name(f"{path.name}.json")
 
 
@@ -137,6 +138,15 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise EngineError(f"{path} is not a JSON object: mend it, or move it away to do without")
     return found
+
+
+def plain(value: Any) -> Any:
+    """Return an attribute of a file as provenance can hold it: what JSON cannot say, such as NaN, as text."""
+    try:
+        canonical_json(value)
+    except ValueError:
+        return str(value)
+    return value
 
 
 def as_json(value: Any) -> str:

@@ -13,7 +13,9 @@ from modegap.engine.errors import EngineError
 from modegap.stores import ActivationStore, LabelColumn, PointPlan, SampleRows, StorePlan, provenance
 from modegap.stores.origin import VOLATILE
 from modegap.stores.plan import Profile, RowDtype
+from modegap.stores.remote import at_home
 
+from .comparing import check_same
 from .content import Content, PointRows, split
 from .formats import BLOCK_BYTES, Rows, source_of
 from .sources import opened
@@ -42,6 +44,8 @@ def import_store(
 ) -> ActivationStore:
     """Return the store at `out`, filled from the arrays of `source`; an interrupted import is resumed.
 
+    Rows that are there already are compared with those of the source first (`check_same`).
+
     Memory: a block of 16 MiB, or the rows of a sample if they are more, for each array (an npz member in
     Fortran order is read whole), and what a writer takes.
 
@@ -61,10 +65,12 @@ def import_store(
         progress: called as progress(samples done, samples).
 
     Raises:
-        EngineError: the source cannot be read, or its arrays are not rows of the same samples.
+        EngineError: the source cannot be read, its arrays are not rows of the same samples, or `out` has been
+        filled from other rows.
         ValueError: bad arguments. StoreError: `out` holds something else, or the disk fails.
     """
     path = os.fspath(source)
+    path = path if "://" in path else str(at_home(path))
     kind = source_of(path, format)
     with opened(path, kind, width=width, dtype=raw_dtype) as content:
         origin = {"file": Path(path).name, "format": kind}
@@ -122,7 +128,7 @@ def _imported(
         profile=profile,
     )
     store = ActivationStore.create(out, plan, exist_ok=True)
-    _fill(store, rows, streams, progress)
+    _fill(store, rows, streams, origin["file"], progress)
     return store
 
 
@@ -138,6 +144,11 @@ def _count(rows: Mapping[str, PointRows], content: Content, samples: int | None)
         )
     if samples is not None and not 1 <= samples <= count:
         raise ValueError(f"samples must be 1 to {count}, got {samples}")
+    if content.samples == 0 and samples is None:
+        raise EngineError(
+            "the source says that none of its samples were filled (n_samples_actual 0): fill it first, or say with "
+            "--samples how many rows to take"
+        )
     filled = content.samples if content.samples is not None and 1 <= content.samples <= count else count
     return filled if samples is None else samples
 
@@ -198,11 +209,13 @@ def _fill(
     store: ActivationStore,
     points: Mapping[str, PointRows],
     streams: Mapping[str, str],
+    source: str,
     progress: Progress | None,
 ) -> None:
     readers = {name: _Reader(rows) for name, rows in points.items()}
     leaders = {stream: name for name, stream in reversed(list(streams.items()))}
     with store.writer() as writer:
+        check_same(store, points, source)
         for sample in writer.todo.tolist():
             put = {name: reader.rows(sample) for name, reader in readers.items()}
             columns = {stream: readers[name].columns(sample) for stream, name in leaders.items()}

@@ -17,7 +17,7 @@ import numpy as np
 from modegap.stores import LabelColumn
 
 from .content import Content
-from .formats import Rows, attributes_of, h5py
+from .formats import Rows, attributes_of, h5py, plain
 
 LABELS = frozenset(
     (
@@ -37,11 +37,13 @@ def read_hdf5(file: Any) -> Content:
     Raises:
         ValueError: an attribute or a string is not what the layout says.
     """
-    datasets = {name: file[name] for name in file if hasattr(file[name], "shape")}
+    # A link to nowhere is None, and so is the shape of an empty data set.
+    found = {name: file.get(name) for name in file}
+    datasets = {name: one for name, one in found.items() if getattr(one, "shape", None) is not None}
     arrays: dict[str, Rows] = {}
     labels: dict[str, Sequence[Any] | LabelColumn] = {}
     ids: list[str] | None = None
-    metadata = {key: _decoded(value) for key, value in file.attrs.items()}
+    metadata = {key: plain(_decoded(value)) for key, value in file.attrs.items()}
     filled = metadata.get("n_samples_actual")
     for name, dataset in datasets.items():
         if dataset.dtype.kind in "OS" and len(dataset.shape) == 1:
@@ -56,9 +58,9 @@ def read_hdf5(file: Any) -> Content:
     points = tuple(named) if isinstance(named, list) and named and set(named) <= set(arrays) else None
     kept = {key: value for key, value in metadata.items() if key not in _COMPUTED}
     for ours, theirs in (("model", ("hf_path", "model_name")), ("dataset", ("dataset_name",))):
-        found = next((kept[key] for key in theirs if kept.get(key)), None)
-        if found is not None:
-            kept.setdefault(ours, found)
+        named_as = next((kept[key] for key in theirs if kept.get(key)), None)
+        if named_as is not None:
+            kept.setdefault(ours, named_as)
     samples = filled if isinstance(filled, int) and not isinstance(filled, bool) else None
     return Content(arrays, kept, ids, labels, samples=samples, points=points)
 

@@ -16,14 +16,14 @@ import numpy as np
 from modegap.engine.errors import EngineError
 
 from .content import Content
-from .formats import Rows, Source, h5py, is_file_name, read_sidecar, sidecar_of
+from .formats import Rows, Source, h5py, is_file_name, plain, read_sidecar, sidecar_of
 from .npz import opened_npz
 from .paper import read_hdf5
 from .stored import opened_store
 from .tables import opened_dataset
 from .zarrs import opened_zarr
 
-_BAD = (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
+_BAD = (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -39,6 +39,8 @@ def opened(path: str, kind: Source, *, width: int | None = None, dtype: str = "f
     place = Path(path)
     if "://" not in path and not place.exists():
         raise EngineError(f"no file at {path}: check the path")
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise EngineError(f"{path} is a pipe or a device: write what it gives to a file, and import that")
     with ExitStack() as stack:
         try:
             content = _open(path, place, kind, stack, width, dtype)
@@ -82,7 +84,7 @@ def _safetensors(path: Path, stack: ExitStack) -> Content:
     try:
         file = stack.enter_context(safe_open(str(path), framework="np"))
         names = list(file.keys())
-        metadata = {key: _decoded(text) for key, text in (file.metadata() or {}).items()}
+        metadata = {key: plain(_decoded(text)) for key, text in (file.metadata() or {}).items()}
         slices = {name: file.get_slice(name) for name in names}
     except SafetensorError as error:
         raise ValueError(str(error)) from None

@@ -88,16 +88,35 @@ def as_dataset(
     """
     hub = library()
     arrays = chosen(store, points, rows)
+    check_columns(store, arrays)
     complete = np.flatnonzero(store.complete_samples()).tolist()
-    view = _View(os.fspath(str(store.path)), tuple(arrays), rows)
+    # A label or a point may have that name; none can begin with two underscores.
+    at = "__index__" if "index" in (*store.labels, *arrays) else "index"
+    view = _View(os.fspath(str(store.path)), tuple(arrays), rows, at)
     if streaming:
         shards = [complete[at : at + _SAMPLES_A_SHARD] for at in range(0, len(complete), _SAMPLES_A_SHARD)]
         return hub.IterableDataset.from_generator(
             view.examples, features=features_of(store, arrays), gen_kwargs={"shards": shards}
         )
-    columns: dict[str, list[Any]] = {"index": complete, "id": [store.samples[k] for k in complete]}
+    columns: dict[str, list[Any]] = {at: complete, "id": [store.samples[k] for k in complete]}
     columns |= {name: [column.values[k] for k in complete] for name, column in store.labels.items()}
     return hub.Dataset.from_dict(columns).with_transform(view)
+
+
+def check_columns(store: ActivationStore, arrays: Mapping[str, RowArray]) -> None:
+    """Return if ids, labels and rows have names of their own, as the columns of a data set must.
+
+    Raises:
+        ValueError: a point and a label are called the same.
+    """
+    names = {"id", *store.labels}
+    for point, rows in arrays.items():
+        columns = [point] if rows.lengths() is None else [point, point + IDS, point + MODALITY]
+        for name in names.intersection(columns):
+            raise ValueError(
+                f"column {name!r} would hold both rows of {point!r} and {'ids' if name == 'id' else 'a label'}: "
+                f"choose the other points"
+            )
 
 
 def features_of(store: ActivationStore, arrays: Mapping[str, RowArray]) -> Any:
@@ -128,15 +147,16 @@ def value_dtype(rows: RowArray) -> np.dtype:
 class _View:
     """Reads samples by index; opens the store when first used, in every process anew."""
 
-    def __init__(self, path: str, points: tuple[str, ...], rows: Kind | None) -> None:
-        self._path, self._points, self._rows = path, points, rows
+    def __init__(self, path: str, points: tuple[str, ...], rows: Kind | None, at: str = "index") -> None:
+        """Read the points of the store at `path`; column `at` of a batch has the samples' indices."""
+        self._path, self._points, self._rows, self._at = path, points, rows, at
         self._opened: tuple[ActivationStore, dict[str, RowArray], dict[str, np.dtype]] | None = None
 
-    def __getstate__(self) -> tuple[str, tuple[str, ...], Kind | None]:
-        return self._path, self._points, self._rows
+    def __getstate__(self) -> tuple[str, tuple[str, ...], Kind | None, str]:
+        return self._path, self._points, self._rows, self._at
 
-    def __setstate__(self, state: tuple[str, tuple[str, ...], Kind | None]) -> None:
-        self._path, self._points, self._rows = state
+    def __setstate__(self, state: tuple[str, tuple[str, ...], Kind | None, str]) -> None:
+        self._path, self._points, self._rows, self._at = state
         self._opened = None
 
     def _open(self) -> tuple[ActivationStore, dict[str, RowArray], dict[str, np.dtype]]:
@@ -173,7 +193,7 @@ class _View:
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return a batch of ids and labels with the rows of its samples, as `Dataset.with_transform` asks."""
         found = {name: list(values) for name, values in batch.items()}
-        for index in batch.get("index", []):
+        for index in batch.get(self._at, []):
             for name, values in self.sample(int(index)).items():
                 found.setdefault(name, []).append(values)
         return found
@@ -188,6 +208,7 @@ def write_dataset(
         EngineError: `datasets` is not installed. OSError: the disk is full or read-only.
     """
     hub = library()
+    check_columns(store, arrays)
     arrow_writer = optional("datasets.arrow_writer", _NEED, "datasets")
 
     view = _View(str(store.path), tuple(arrays), rows)
@@ -294,11 +315,23 @@ class ListRows:
         self._nested = nested
         self.lengths = self._lengths()
         first = next((int(k) for k in np.flatnonzero(self.lengths)), None)
-        values, sizes = (np.empty(0), set()) if first is None else self._values(first, first + 1)
+        values, sizes = self._nothing() if first is None else self._values(first, first + 1)
         self.dtype = values.dtype
         rows = int(self.lengths.sum())
         self.shape: tuple[int, ...] = (rows,) if self._flat else (rows, max([1, *filter(None, sizes)]))
         self._ends = np.cumsum(self.lengths)
+
+    def _nothing(self) -> tuple[np.ndarray, set[int]]:
+        """Return what `_values` does, from the type of the column alone: its lists are empty."""
+        pa = optional("pyarrow", _NEED, "datasets")
+
+        kind = self._data.features.arrow_schema.field(self._name).type
+        kind = kind.storage_type if isinstance(kind, pa.ExtensionType) else kind
+        sizes: set[int] = set()
+        while hasattr(kind, "value_type"):
+            sizes = {kind.list_size} if pa.types.is_fixed_size_list(kind) else set()
+            kind = kind.value_type
+        return np.empty(0, kind.to_pandas_dtype()), sizes
 
     def _lengths(self) -> np.ndarray:
         pc = optional("pyarrow.compute", _NEED, "datasets")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .content import Content
-from .formats import Rows
+from .formats import Rows, plain
 
 
 def opened_zarr(path: str) -> Content:
@@ -30,7 +30,7 @@ def opened_zarr(path: str) -> Content:
             arrays = {name: _Array(array) for name, array in _arrays(root, "")}
     except (BaseZarrError, FileNotFoundError) as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    return Content(arrays, {str(key): value for key, value in dict(root.attrs).items()})
+    return Content(arrays, {str(key): plain(value) for key, value in dict(root.attrs).items()})
 
 
 def _arrays(group: Any, above: str) -> Iterator[tuple[str, Any]]:

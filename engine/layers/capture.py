@@ -230,6 +230,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "format": "modegap-working/2",
         "model": job.loaded.name,
         "revision": job.loaded.revision,
+        **job.weights(),
         "dtype": str(job.loaded.dtype),
         "config": job.config.rows_config(),
         "samples": sha256(canonical_json(list(job.data.ids[: job.count]))),

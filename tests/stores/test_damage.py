@@ -399,7 +399,11 @@ def test_the_commands(
     assert data["provenance"]["model"] == "tiny"
 
 
-def test_info(store: ActivationStore) -> None:
+def test_info(store: ActivationStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(store.path)]) == 0
+    shown = capsys.readouterr().out
+    for digest in (store.plan_hash, store.content_hash()):
+        assert digest.removeprefix("sha256:")[:12] in shown
     found = info(store)
     data = json.loads(json.dumps(found.to_json()))
     assert data["samples"] == data["complete_samples"] == 20

@@ -30,6 +30,9 @@ def one_line(action: Callable[[], Any], *parts: str) -> None:
 def test_what_is_not_a_store(tmp_path: Path) -> None:
     one_line(lambda: ActivationStore.open(tmp_path / "none"), "no store at", "none", "check the path")
     one_line(lambda: ActivationStore.open(tmp_path), "is not an activation store", "check the path")
+    (tmp_path / "_commit").mkdir()
+    (tmp_path / "_commit" / "header.json").write_text("{}")
+    one_line(lambda: ActivationStore.open(tmp_path), "has lost its zarr.json", "modegap repair")
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     one_line(lambda: ActivationStore.open(tmp_path), "holds other Zarr data", "check the path")
     (tmp_path / "zarr.json").write_text("[]")

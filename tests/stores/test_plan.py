@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modegap.stores import ActivationStore, LabelColumn, PointPlan, StorePlan, aligned_empty, provenance
+from modegap.stores import (
+    ActivationStore,
+    LabelColumn,
+    PointPlan,
+    StorePlan,
+    aligned_empty,
+    provenance,
+    verify,
+)
 
 POINT = {"p": PointPlan(2, "pooled")}
 
@@ -140,6 +148,7 @@ def test_chunks_are_whole_pages_of_at_most_16_mib() -> None:
         ([1, 2, None, -(2**63) + 1], "number"),
         ([1, 2.5, None, math.nan], "number"),
         ([np.int32(1), np.float32(0.5), np.bool_(True), True], "number"),
+        ([2**53, 0.5, None, -(2.0**63)], "number"),
         ([None, None, None, None], "category"),
         (LabelColumn("category", ("a", "b", "c", None)), "category"),
         (LabelColumn("text", ("a", "a", "a", "a")), "text"),
@@ -148,7 +157,9 @@ def test_chunks_are_whole_pages_of_at_most_16_mib() -> None:
 )
 def test_labels_come_back(tmp_path: Path, values: Any, kind: str) -> None:
     made = plan(4, labels={"label": values})
-    column = ActivationStore.create(tmp_path / "s.zarr", made).labels["label"]
+    store = ActivationStore.create(tmp_path / "s.zarr", made)
+    assert verify(store).damaged == []
+    column = store.labels["label"]
     assert column.kind == kind
     given_values = values.values if isinstance(values, LabelColumn) else values
     for found, put in zip(column.values, given_values, strict=True):
@@ -174,6 +185,7 @@ def test_labels_come_back(tmp_path: Path, values: Any, kind: str) -> None:
         ([1, math.inf], "of sample '1' is infinite"),
         ([1, [2]], "must be str, int, float or None, got list"),
         ([1, 2**63], "does not fit 64 bits"),
+        ([0.5, 2**53 + 1], "of sample '1' is 9007199254740993, which float64 cannot hold"),
         (LabelColumn("number", ("a", "b")), "declared a number but holds strings"),
         (LabelColumn("text", (1, 2)), "declared a text but holds numbers"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_material import expected, files_of, fill, make_store, sample_columns, small_plan
 
-from modegap.stores import ActivationStore, PointPlan, SampleRows, StorePlan, verify
+from modegap.stores import ActivationStore, PointPlan, SampleRows, StoreError, StorePlan, verify
 
 POINTS = ["llm_hidden_1", "llm_final", "adapter_output", "encoder_output", "wide"]
 
@@ -76,6 +76,11 @@ def test_a_sample_and_partial_ranges(store: ActivationStore) -> None:
     np.testing.assert_array_equal(rows.sample(4), everything[first:last])
     assert last - first == 12
     assert rows.sample(1).shape == (0, 4)
+    assert [store.sample_index(name) for name in store.samples] == list(range(len(store.samples)))
+    with pytest.raises(StoreError, match=r"no sample .* among the .*, did you mean"):
+        store.sample_index(store.samples[4] + "x")
+    with pytest.raises(StoreError, match="`samples` has their ids"):
+        store.sample_index("")
 
 
 def test_scaled_rows_never_come_back_as_plain_fp16(store: ActivationStore) -> None:

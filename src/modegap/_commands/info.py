@@ -48,7 +48,7 @@ def _moments(path: str) -> Output:
     ]
     notes = [
         f"statistics of {store.n_complete} samples, no rows",
-        f"plan {store.plan_hash[:12]}, content {store.content_hash()[:12]}",
+        f"plan {_start(store.plan_hash)}, content {_start(store.content_hash())}",
     ]
     table = Table(path, ["point", Column("width"), Column("token rows"), Column("pooled rows")], rows, notes)
     origin = Table("provenance", ["key", "value"], [(k, _short(v)) for k, v in store.provenance.items()])
@@ -93,7 +93,7 @@ def _arrays(found: StoreInfo) -> Table:
         f"{found.complete_samples} of {found.samples} samples complete",
         f"{size(found.bytes_on_disk)} on disk; the same rows as float32 take {found.ratio:.2f} times that",
         f"profile {found.profile}, schema version {found.schema_version}",
-        f"plan {found.plan_hash[:12]}, content {found.content_hash[:12]}",
+        f"plan {_start(found.plan_hash)}, content {_start(found.content_hash)}",
     ]
     return Table(found.path, columns, rows, notes)
 
@@ -106,6 +106,11 @@ def _labels(found: StoreInfo) -> Table:
 def _origin(found: StoreInfo) -> Table:
     rows = [(key, _short(value)) for key, value in found.provenance.items()]
     return Table("provenance", ["key", "value"], rows)
+
+
+def _start(digest: str) -> str:
+    """The first 12 digits of a digest, without the name of its kind."""
+    return digest.rpartition(":")[2][:12]
 
 
 def _short(value: Any) -> str:

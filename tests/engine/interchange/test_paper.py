@@ -175,3 +175,27 @@ def test_there_and_back_again(tmp_path: Path) -> None:
             assert json.loads(first.attrs[key]) == json.loads(second.attrs[key]), key
         fields = (json.loads(file.attrs["label_fields"]) for file in (first, second))
         assert sorted(next(fields)) == sorted(next(fields))
+
+
+def test_a_file_with_nothing_filled(tmp_path: Path) -> None:
+    extract(tmp_path / "x.h5", 5, 0, {})
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file.attrs["n_samples_actual"] = 0
+    with pytest.raises(EngineError, match="none of its samples were filled"):
+        import_store(tmp_path / "x.h5", tmp_path / "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()
+    assert import_store(tmp_path / "x.h5", tmp_path / "y.zarr", samples=2, ids="numbers").n_complete == 2
+
+
+def test_attributes_and_entries_that_say_nothing(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["llm_final"] = np.ones((3, 2), np.float32)
+        file["none"] = h5py.Empty("f4")
+        file["gone"] = h5py.SoftLink("/nowhere")
+        file["elsewhere"] = h5py.ExternalLink("none.h5", "/x")
+        file.attrs["loss"] = float("nan")
+        file.attrs["losses"] = np.array([1.0, np.inf])
+        file.attrs["empty"] = h5py.Empty("f4")
+    store = import_store(tmp_path / "x.h5", tmp_path / "x.zarr")
+    assert list(store.points) == ["llm_final"]
+    assert (store.provenance["loss"], store.provenance["losses"]) == ("nan", "[1.0, inf]")

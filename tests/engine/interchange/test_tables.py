@@ -251,3 +251,55 @@ def test_without_the_package(
     assert main(["export", str(store.path), str(tmp_path / "x"), "--format", "datasets"]) == 1
     assert "pip install" in capsys.readouterr().err
     assert LENGTHS.sum() == store.rows("llm_final").shape[0]
+
+
+def labelled(path: Path, point: str, label: str) -> ActivationStore:
+    made = ActivationStore.create(
+        path,
+        StorePlan({point: PointPlan(1, "both", np.array([1, 2, 3]))}, ["a", "b", "c"], {label: [2, 0, 1]}),
+    )
+    with made.writer() as writer:
+        for k in range(3):
+            writer.put(k, {point: SampleRows(np.full((k + 1, 1), k + 5, "f2"), np.full(1, k + 5, "f2"))})
+    made.refresh()
+    return made
+
+
+@pytest.mark.parametrize(("point", "label"), [("h", "index"), ("index", "h")])
+def test_a_label_or_a_point_called_index(tmp_path: Path, point: str, label: str) -> None:
+    made = labelled(tmp_path / "s.zarr", point, label)
+    for rows, shape in (("tokens", lambda k: (k + 1, 1)), ("pooled", lambda k: (1,))):
+        data = as_dataset(made, rows=rows)  # type: ignore[arg-type]
+        data = pickle.loads(pickle.dumps(data))
+        for k, example in enumerate(data):
+            assert (example["id"], example[label]) == ("abc"[k], [2, 0, 1][k])
+            np.testing.assert_array_equal(example[point], np.full(shape(k), k + 5))
+
+
+@pytest.mark.parametrize(("point", "label"), [("h", "h"), ("h", "h.ids"), ("id", "x")])
+def test_columns_that_would_share_a_name(tmp_path: Path, point: str, label: str) -> None:
+    made = labelled(tmp_path / "s.zarr", point, label)
+    for streaming in (True, False):
+        with pytest.raises(ValueError, match="would hold both rows"):
+            as_dataset(made, rows="tokens", streaming=streaming)
+    with pytest.raises(ValueError, match="would hold both rows"):
+        export_store(made, tmp_path / "out", format="datasets", rows="tokens")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_point_without_rows(tmp_path: Path) -> None:
+    points = {
+        "none": PointPlan(3, "tokens", np.zeros(2, int)),
+        "some": PointPlan(2, "tokens", np.array([1, 0])),
+    }
+    made = ActivationStore.create(tmp_path / "s.zarr", StorePlan(points, ["a", "b"]))
+    with made.writer() as writer:
+        for k in range(2):
+            rows = {
+                name: SampleRows(np.ones((int(p.lengths[k]), p.width), "f2")) for name, p in points.items()
+            }  # type: ignore[index]
+            writer.put(k, rows)
+    made.refresh()
+    export_store(made, tmp_path / "out", format="datasets", rows="tokens")
+    found = import_store(tmp_path / "out", tmp_path / "x.zarr")
+    assert {name: found.rows(name).shape for name in points} == {"none": (0, 3), "some": (1, 2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,25 @@ def launch(spec: ClusterSpec) -> Any:
             raise
         raise EngineError(f"cluster: {spec.path} of {spec.said} did not start: {_chain(error)}") from error
     return cluster
+
+
+def greeted(address: str, seconds: float) -> None:
+    """Wait for the first byte of whatever listens there: Dask's client waits for ever for an HTTP server's.
+
+    Raises:
+        OSError: nothing listens, or it does not speak first, as a scheduler does.
+    """
+    if not address.startswith("tcp://"):
+        return
+    host, port = importlib.import_module("distributed.comm").get_address_host_port(address)
+    with socket.create_connection((host, port), seconds) as connection:
+        connection.settimeout(seconds)
+        try:
+            found = connection.recv(1)
+        except TimeoutError:
+            found = b""
+    if not found:
+        raise OSError("what listens there is no scheduler; a dashboard has a port of its own")
 
 
 def _scaled(cluster: Any, spec: ClusterSpec) -> None:

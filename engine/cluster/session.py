@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from modegap.engine.errors import EngineError
 from modegap.engine.packing import load_packed
 
 from .calls import Kept, execute, facts, worker_name
-from .launch import dask_or_error, launch
+from .launch import dask_or_error, greeted, launch
 from .spec import ClusterSpec, parse
 from .traffic import socket_bytes
 
@@ -244,7 +243,7 @@ class Cluster:
         while True:
             try:
                 if self.spec.kind == "address":
-                    _greeted(self.spec.address, min(seconds, 10))
+                    greeted(self.spec.address, min(seconds, 10))
                 return distributed.Client(
                     self._made, timeout=min(seconds, 10), set_as_default=False, direct_to_workers=True
                 )
@@ -255,25 +254,6 @@ class Cluster:
                         "with `dask scheduler`, or check the address and the firewall"
                     ) from None
                 time.sleep(0.5)
-
-
-def _greeted(address: str, seconds: float) -> None:
-    """Wait for the first byte of whatever listens there: Dask's client waits for ever for an HTTP server's.
-
-    Raises:
-        OSError: nothing listens, or it does not speak first, as a scheduler does.
-    """
-    if not address.startswith("tcp://"):
-        return
-    host, port = importlib.import_module("distributed.comm").get_address_host_port(address)
-    with socket.create_connection((host, port), seconds) as connection:
-        connection.settimeout(seconds)
-        try:
-            found = connection.recv(1)
-        except TimeoutError:
-            found = b""
-    if not found:
-        raise OSError("what listens there is no scheduler; a dashboard has a port of its own")
 
 
 class _AwayError(Exception):

@@ -161,6 +161,10 @@ def _key(cell: Cell, ledger: Ledger, experiment: Experiment) -> str:
     if cell.needs_model:
         spec = experiment.models[cell.model]
         options["model"] = [spec.model, spec.revision, spec.dtype]
+        from modegap.engine.models.weights import weights_digest
+
+        if (weights := weights_digest(spec.model)) is not None:
+            options["weights"] = weights
     if cell.kind in ("capture", "captions"):
         options["data"] = dict(experiment.datasets[cell.dataset].options)
     return key_of(cell.kind, options, reads)

@@ -72,6 +72,10 @@ def import_store(
     path = os.fspath(source)
     path = path if "://" in path else str(at_home(path))
     kind = source_of(path, format)
+    if (width is not None or raw_dtype != "float16") and (kind != "raw" or Path(path).is_dir()):
+        raise ValueError(
+            f"--width and --raw_dtype describe a single raw file, and {path} is {kind}: leave them off"
+        )
     with opened(path, kind, width=width, dtype=raw_dtype) as content:
         origin = {"file": Path(path).name, "format": kind}
         return _imported(content, out, origin, points, samples, ids, dtype, profile, progress)

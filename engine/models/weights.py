@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from modegap.stores.origin import sha256
@@ -24,14 +25,20 @@ def weights_digest(name: str) -> str | None:
     folder = Path(name)
     if not folder.is_dir():
         return None
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and file.is_file()]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+    return _digest(tuple(stats)) if stats else None
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files by path, size and time of their last change: an experiment asks once a cell."""
     parts: list[bytes] = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in _SUFFIXES and file.is_file():
-            size = file.stat().st_size
-            parts.append(f"{file.name} {size}\n".encode())
-            with file.open("rb") as opened:
-                last = max(size - _BLOCK, 0)
-                for place in sorted({last * k // (_BLOCKS - 1) for k in range(_BLOCKS)}):
-                    opened.seek(place)
-                    parts.append(opened.read(_BLOCK))
-    return sha256(*parts) if parts else None
+    for path, size, _ in files:
+        parts.append(f"{Path(path).name} {size}\n".encode())
+        with Path(path).open("rb") as opened:
+            last = max(size - _BLOCK, 0)
+            for place in sorted({last * k // (_BLOCKS - 1) for k in range(_BLOCKS)}):
+                opened.seek(place)
+                parts.append(opened.read(_BLOCK))
+    return sha256(*parts)

@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from modegap import cli
 from modegap._facade import load, unsifted_dataset
 from modegap.analyses.experiment import ExperimentResult, cells_of, load_experiment, run, shipped
 from modegap.analyses.experiment import cells as cells_module
 from modegap.analyses.experiment.ledger import Entry, Ledger, locked
+from modegap.analyses.experiment.runner import _key
 from modegap.analyses.lipschitz.gradients import gradient_pass
 from modegap.analyses.study import load_study
 from modegap.engine.errors import EngineError
@@ -93,6 +96,25 @@ def test_only_what_changed_is_computed_again(done: tuple[Path, ExperimentResult]
     again = outcomes(go(other, report=False))
     assert again["aligned/align-adapter_output"] == "done"
     assert again["aligned/probe"] == "skipped"
+
+
+def test_other_weights_in_a_folder_are_another_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    experiment = load_experiment(
+        write(tmp_path / "a.yaml", models={**SMALL["models"], "text": {"model": str(folder)}})
+    )
+    ledger = Ledger(tmp_path)
+    keys = []
+    for value in (0.0, 1.0, 1.0):
+        save_file({"w": torch.full((8,), value)}, folder / "model.safetensors")
+        keys.append({cell.name: _key(cell, ledger, experiment) for cell in cells_of(experiment)})
+    changed = {name for name, key in keys[0].items() if keys[1][name] != key}
+    assert changed == {
+        cell.name for cell in cells_of(experiment) if cell.needs_model and cell.model == "text"
+    }
+    assert changed
+    assert keys[1] == keys[2], "written again, with the same content"
 
 
 def test_a_failing_cell_stops_only_what_reads_it(tmp_path: Path) -> None:

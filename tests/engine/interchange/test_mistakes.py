@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,3 +105,11 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert export_store(store, "~/x.npz") == tmp_path / "x.npz"
     assert main(["verify", "~/x.zarr"]) == 0
     assert main(["verify", "~nobody-of-this-name/x.zarr"]) == 1
+
+
+@pytest.mark.parametrize("options", [{"width": 4}, {"raw_dtype": "float32"}])
+def test_what_describes_a_raw_file_is_refused_for_others(tmp_path: Path, options: dict[str, Any]) -> None:
+    np.save(tmp_path / "x.npy", np.ones((3, 4), np.float16))
+    with pytest.raises(ValueError, match=r"describe a single raw file, and .*x\.npy is npy: leave them off"):
+        import_store(tmp_path / "x.npy", tmp_path / "x.zarr", **options)
+    assert not (tmp_path / "x.zarr").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from .errors import DamagedMetadataError, StoreError, gone, unreadable
 from .labels import LabelColumn, label_files, starts_of
 from .origin import canonical_json, sha256
 from .plan import PROFILES, PointInfo, StorePlan, plan_hash
-from .remote import Place
+from .remote import Place, RemotePath
 from .zarrjson import METADATA, ArraySpec, array_json, column_files, group_json, read_metadata
 
 SCHEMA_VERSION = 1
@@ -129,6 +130,11 @@ def read_header(root: Place) -> Header:
     """
     try:
         if not root.exists():
+            if isinstance(root, RemotePath):
+                with suppress(FileNotFoundError):
+                    (
+                        root / METADATA
+                    ).read_bytes()  # a server that does not answer has been taken for an empty place
             raise StoreError(f"no store at {root}: check the path, or make one with `modegap extract`")
         if not (root / METADATA).is_file():
             # Elsewhere than on a disk it may be on its way: there `zarr.json` is created last.

@@ -240,6 +240,8 @@ def place_of(path: str | os.PathLike[str]) -> Place:
             f"cannot open {text} ({error}): install fsspec with what this kind of URL needs, e.g. "
             f"pip install 'fsspec[http]' or 'fsspec[s3]'"
         ) from None
+    except Exception as error:  # each file system has its own for what it cannot make of a URL
+        raise StoreError(f"cannot open {text} ({type(error).__name__} {error}): check the URL") from error
     return RemotePath(system, str(inside).rstrip("/"), text.rstrip("/"))
 
 

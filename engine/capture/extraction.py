@@ -107,15 +107,13 @@ def _prepared(job: Job, ranks: Ranks | None) -> dict[str, Any] | None:
 
     The first process settles the batches and which samples are left out. The others tokenise meanwhile instead of
     taking its counts over: data sets that differ then differ in the plan, which is refused. Only where samples may be
-    left out, or were when the store was begun, they wait for its list, since what cannot be decoded may depend on
-    the host.
+    left out they wait for its list, since what cannot be decoded may depend on the host.
     """
     path, config = job.path, job.config
     if ranks is not None:
         from modegap.engine.parallel.exchange import broadcast
     if ranks is not None and not ranks.first:
-        begun = stored_provenance(path) if path.exists() else None
-        if not config.skip_bad and not (begun or {}).get("skipped"):
+        if not config.skip_bad:
             job.measure(None)
         job.prepare(broadcast(None, 0, ranks))
         job.ledger.forget()  # the first process lists them

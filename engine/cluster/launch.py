@@ -67,7 +67,8 @@ def launch(spec: ClusterSpec) -> Any:
             _scaled(cluster, spec)
     except (TypeError, ValueError, OSError, RuntimeError, EngineError) as error:
         with _quiet(), suppress(Exception):
-            getattr(cluster, "close", int)()
+            if cluster is not None:
+                cluster.close()
         if isinstance(error, EngineError):
             raise
         raise EngineError(f"cluster: {spec.path} of {spec.said} did not start: {_chain(error)}") from error

@@ -66,8 +66,12 @@ class Ranks:
 @contextmanager
 def speaking() -> Iterator[None]:
     """Turns what gloo and NCCL raise when another process has ended into one line: that one has said why."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # of this process's own GPU
     except RuntimeError as error:
         first = str(error).strip().partition("\n")[0]
         raise EngineError(

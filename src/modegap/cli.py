@@ -80,11 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = did_you_mean(name, COMMANDS)
         print(f"modegap: error: no command {name!r}{hint}; see modegap --help", file=sys.stderr)
         return 2
-    if (
-        name not in _SHARED
-        and int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and "TORCHELASTIC_RUN_ID" in os.environ
-    ):
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and name not in _SHARED:
         if _speaks():
             print(
                 f"modegap: error: torchrun's processes share the work of {' and '.join(_SHARED)} only: each would do "

@@ -77,6 +77,13 @@ def test_packages_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         launch(parse("local:1"))
 
 
+def _offered(monkeypatch: pytest.MonkeyPatch, offered: type) -> None:
+    """A package of job queues with this class."""
+    fake = ModuleType("dask_jobqueue")
+    setattr(fake, offered.__name__, offered)
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+
+
 def test_a_class_gets_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Any] = []
 
@@ -92,9 +99,7 @@ def test_a_class_gets_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         def adapt(self, **limits: int) -> None:
             said.append(limits)
 
-    fake = ModuleType("dask_jobqueue")
-    fake.SLURMCluster = SLURMCluster  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+    _offered(monkeypatch, SLURMCluster)
     file = tmp_path / "c.yaml"
     file.write_text("cluster: dask_jobqueue.SLURMCluster\noptions: {queue: cpu}\nworkers: 7")
     assert isinstance(launch(parse(str(file))), SLURMCluster)
@@ -113,9 +118,7 @@ def test_what_is_no_cluster_is_closed_again(tmp_path: Path, monkeypatch: pytest.
         def close(self) -> None:
             closed.append(True)
 
-    fake = ModuleType("dask_jobqueue")
-    fake.Client = Client  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+    _offered(monkeypatch, Client)
     file = tmp_path / "c.yaml"
     file.write_text("cluster: dask_jobqueue.Client")
     with pytest.raises(EngineError, match=r"dask_jobqueue\.Client of .* is no class of clusters"):

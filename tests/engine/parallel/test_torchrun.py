@@ -23,6 +23,7 @@ from modegap.engine.errors import EngineError
 from modegap.engine.moments import Moments, RowSample
 from modegap.engine.parallel import Ranks, launched, rank_of_env
 from modegap.engine.parallel.exchange import broadcast, receive
+from modegap.engine.parallel.ranks import speaking
 from modegap.engine.reduce import reduce
 from modegap.stores import ActivationStore, verify
 
@@ -203,3 +204,11 @@ def test_a_single_process_is_nobodys_rank(monkeypatch: pytest.MonkeyPatch) -> No
     assert rank_of_env() == 0  # alone: nothing to share
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert rank_of_env() == 3
+
+
+def test_a_full_gpu_is_not_blamed_on_another_process() -> None:
+    said = r"another process .* ended or cannot be reached.*\(Connection closed\)"
+    with pytest.raises(EngineError, match=said), speaking():
+        raise RuntimeError("Connection closed\nby peer")
+    with pytest.raises(torch.OutOfMemoryError), speaking():
+        raise torch.OutOfMemoryError("CUDA out of memory")

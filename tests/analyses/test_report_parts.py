@@ -207,7 +207,7 @@ def test_real_results_make_a_report(results: tuple[Modes, ProbeResult], tmp_path
     html = write_report(Report("T", [], [Section("S", "s", "", items)]), tmp_path).read_text(encoding="utf-8")
     assert {p.stem for p in tmp_path.glob("figures/*.png")} == {"s-modes", "probes"}
     assert {p.stem for p in tmp_path.glob("tables/*.csv")} == {"s-modes", "probes"}
-    assert html.count('<li class="part">text</li>') == 2  # under the result and among the certificates
+    assert html.count('<li class="of">text</li>') == 2  # under the result and among the certificates
     assert "n/d</span> 4 (12 / 3)" in html
     for warning in results[0].warnings:
         assert html.count(str(escape(warning))) == 1

@@ -118,9 +118,13 @@ def test_a_run_goes_on_from_its_few_files(
             raise Stopped
 
     given: dict[str, Any] = {"shard_bytes": SMALL}
-    with pytest.raises(Stopped):
+
+    def stopped() -> None:
         for _ in range(6):  # where one worker happens to take every task, no result leaves it for a file
             reduce_on(kept, [store], ["adapter_output"], Moments(block_rows=64), progress=progress, **given)
+
+    with pytest.raises(Stopped):
+        stopped()
     done: list[int] = []
     said = lambda seen, *_: done.append(seen)  # noqa: E731
     found = reduce_on(kept, [store], ["adapter_output"], Moments(block_rows=64), progress=said, **given)
